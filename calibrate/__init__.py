@@ -1,0 +1,1 @@
+"""Measure, fit and replay on a real device. The only package that imports torch."""

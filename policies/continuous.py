@@ -1,0 +1,194 @@
+"""Continuous (iteration-level) batching as vLLM does it: the V1 and the V0 scheduler."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import model_validator
+
+from policies.base import (
+    Config,
+    Decode,
+    Field,
+    Mixed,
+    N,
+    Plan,
+    Policy,
+    Preemption,
+    Prefill,
+    Request,
+    View,
+    policy,
+)
+
+GO_ON = Decode()
+
+
+class ContinuousConfig(Config):
+    """Parameters of continuous batching; names as in vLLM."""
+
+    scheduler: Literal["v1", "v0"] = Field(
+        "v1", description="v1: one token budget, chunked prefill; v0: prefill-only steps first"
+    )
+    max_num_seqs: int = Field(256, ge=1, description="requests running at a time, at most")
+    max_num_batched_tokens: int = Field(2048, ge=1, description="tokens in one step, at most")
+    long_prefill_token_threshold: int = Field(
+        0, ge=0, description="tokens of one prompt in one step, at most; 0: no limit (v1)"
+    )
+    watermark: float = Field(
+        0.01, ge=0, lt=1, description="share of KV blocks kept free at admission (v0)"
+    )
+    token_count: Literal["sum", "padded"] = Field(
+        "sum", description="how a prefill batch counts against the budget (v0)"
+    )
+    padded: bool = Field(False, description="pad prefill batches, as early vLLM did (v0)")
+    preemption_mode: Literal["recompute", "swap"] = Field(
+        "recompute", description="what happens to a victim's KV blocks (v0)"
+    )
+
+    @model_validator(mode="after")
+    def _budget_covers_seqs(self) -> ContinuousConfig:
+        if self.scheduler == "v1" and self.max_num_batched_tokens < self.max_num_seqs:
+            raise ValueError(
+                f"max_num_batched_tokens={self.max_num_batched_tokens} must be at least "
+                f"max_num_seqs={self.max_num_seqs}: every running request takes a token a step"
+            )
+        return self
+
+
+@policy("continuous")
+class Continuous(Policy):
+    """Continuous batching: requests join and leave the batch at every step.
+
+    Decision rule, `v1`: one budget of `max_num_batched_tokens` per step. Running requests first
+    (a token for each decode, then unfinished prompts in admission order), then waiting requests
+    first come first served while seats, budget and KV blocks remain; prompts are cut into chunks
+    to fit. When the KV cache cannot grow, the last admitted request is preempted and recomputed
+    from the head of the queue; a step that preempts admits nobody.
+
+    Decision rule, `v0`: if nothing is swapped out and some waiting prompts fit (whole, in order,
+    leaving the watermark free), a step with only those prefills; else one decode step. Victims are
+    the latest arrivals, recomputed or swapped to host memory; swapped requests come back before any
+    new prefill.
+
+    Deviations and assumptions: scheduling is synchronous (a step is formed when the last has
+    ended). In `v0` a prompt longer than the budget runs alone, and the watermark is waived when
+    nothing runs, where vLLM would refuse the prompt for good. `max_num_seqs` 256 and 2048 tokens
+    are vLLM's class defaults of that era; its entry points choose by GPU.
+
+    Complexity: O(admitted + unfinished prompts) per call.
+
+    Reference: Kwon et al., SOSP 2023, doi:10.1145/3600006.3613165; vLLM documentation (V1).
+    """
+
+    Config = ContinuousConfig
+
+    def __init__(self, config: ContinuousConfig) -> None:
+        self.v1 = config.scheduler == "v1"
+        self.max_num_seqs: N = config.max_num_seqs
+        self.max_num_batched_tokens: N = config.max_num_batched_tokens
+        self.chunk_limit: N = config.long_prefill_token_threshold or config.max_num_batched_tokens
+        self.watermark = config.watermark
+        self.count_padded = config.token_count == "padded"
+        self.padded = config.padded
+        self.swap = config.preemption_mode == "swap" and not self.v1
+
+    def plan(self, view: View) -> Plan | None:
+        """Decide the next step."""
+        if not self.v1:
+            return self._plan_v0(view)
+        if not view.num_waiting and not view.prefilling:
+            return GO_ON
+        decoding = view.num_decoding
+        budget = self.max_num_batched_tokens - decoding
+        chunks: list[tuple[Request, N]] = []
+        room = view.free_blocks - view.growth_blocks
+        for request in view.prefilling.values():
+            tokens = min(request.target_tokens - request.prefilled, self.chunk_limit, budget)
+            if tokens <= 0:
+                break
+            chunks.append((request, tokens))
+            budget -= tokens
+            room -= view.blocks_for(request.prefilled + tokens) - request.blocks
+        if room >= 0 and budget > 0 and view.num_waiting:
+            self._admit_v1(view, chunks, budget, room)
+        if chunks:
+            return Mixed(chunks, decoding > 0)
+        return GO_ON if decoding else None
+
+    def victim(self, view: View) -> Preemption:
+        """Evict the last admitted (v1) or the latest arrival (v0)."""
+        last = view.running[next(reversed(view.running))]
+        if not self.v1:
+            for request in view.running.values():
+                if request.id > last.id:
+                    last = request
+        return Preemption(last, self.swap)
+
+    # -- V1 ---------------------------------------------------------------------------------
+
+    def _admit_v1(self, view: View, chunks: list[tuple[Request, N]], budget: N, room: N) -> None:
+        """Append chunks of waiting requests while seats, budget and blocks remain."""
+        seats = self.max_num_seqs - view.num_running
+        size = view.block_size
+        limit = self.chunk_limit
+        for request in view.waiting:
+            if seats <= 0 or budget <= 0:
+                return
+            tokens = request.target_tokens
+            if tokens > limit:
+                tokens = limit
+            if tokens > budget:
+                tokens = budget
+            room -= -(-tokens // size)
+            if room < 0:
+                return
+            chunks.append((request, tokens))
+            budget -= tokens
+            seats -= 1
+
+    # -- V0 ---------------------------------------------------------------------------------
+
+    def _plan_v0(self, view: View) -> Plan | None:
+        if view.swapped:
+            back = self._swap_in_v0(view)
+            if back:
+                return Decode(swap_in=back)
+        elif view.num_waiting and view.num_running < self.max_num_seqs:
+            batch = self._prefill_v0(view)
+            if batch:
+                return Prefill(batch, self.padded)
+        return GO_ON if view.num_decoding else None
+
+    def _prefill_v0(self, view: View) -> list[Request]:
+        seats = self.max_num_seqs - view.num_running
+        idle = view.num_running == 0
+        room = view.free_blocks - int(self.watermark * view.total_blocks)
+        if idle:
+            room = view.free_blocks
+        batch: list[Request] = []
+        tokens = longest = 0
+        for request in view.waiting:
+            length = request.target_tokens
+            longest = max(longest, length)
+            tokens += length
+            charged = longest * (len(batch) + 1) if self.count_padded else tokens
+            room -= view.blocks_for(length)
+            if room < 0 or (batch and charged > self.max_num_batched_tokens):
+                break
+            batch.append(request)
+            if len(batch) == seats:
+                break
+        return batch
+
+    def _swap_in_v0(self, view: View) -> list[Request]:
+        room = view.free_blocks - view.growth_blocks
+        if view.num_running:
+            room -= int(self.watermark * view.total_blocks)
+        back: list[Request] = []
+        for request in view.swapped.values():
+            room -= view.blocks_for(request.prefilled + 1)
+            if room < 0 or view.num_running + len(back) >= self.max_num_seqs:
+                break
+            back.append(request)
+        return back

@@ -1,0 +1,1 @@
+"""The engine: what happens and when. The only package that imports SimPy."""

@@ -1,0 +1,446 @@
+"""One engine instance in time: asks the policy, runs steps, ends spans.
+
+Consecutive decode steps of an unchanged batch are one event (a *span*): it ends at the next finish,
+when the KV cache cannot grow, at a knot of the cost model, where the plan says, or at the end of
+the step in which something arrives.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from heapq import heappop
+from typing import TYPE_CHECKING
+
+import simpy
+
+from sim.core.loop import INSTANCE, Schedule, Timer, steps_to_cover
+from sim.core.records import DECODE, MIXED, PACK_STEP, PREFILL
+from sim.core.seats import Seats
+from sim.core.static import StaticBatch
+from sim.types import (
+    FS_PER_S,
+    Decode,
+    Mixed,
+    N,
+    Plan,
+    PlanError,
+    Policy,
+    Prefill,
+    Request,
+    RunToCompletion,
+    Wait,
+    to_fs,
+    to_fs_ceil,
+)
+from sim.types.request import PREFILLING, WAITING
+
+if TYPE_CHECKING:
+    from sim.core.simulation import Simulation
+    from sim.core.spec import InstanceSpec
+
+IDLE, STEPPING, STATIC, RESTARTING = range(4)
+MAX_EMPTY_PLANS = 1000
+"""Plans in a row at one instant that run nothing, before the policy is declared stuck."""
+
+
+class Instance(Seats):
+    """The machinery behind a policy's `View`."""
+
+    __slots__ = (
+        "aborts",
+        "activity",
+        "batch",
+        "chunks",
+        "cut",
+        "end_fs",
+        "env",
+        "extrapolated",
+        "first_fs",
+        "fuse",
+        "increment_fs",
+        "kind",
+        "lead_fs",
+        "n_steps",
+        "odd_waits",
+        "padded_tokens",
+        "plans",
+        "prefill_tokens",
+        "priority",
+        "queue_at_start",
+        "schedule",
+        "start_fs",
+        "static",
+        "timer",
+        "veterans",
+    )
+
+    def __init__(
+        self, id: N, spec: InstanceSpec, policy: Policy, sim: Simulation, env: simpy.Environment
+    ) -> None:
+        super().__init__(id, spec, policy, sim)
+        self.env = env
+        self.fuse = sim.settings.fuse_steps
+        self.schedule: Schedule = env.schedule  # type: ignore[assignment]
+        self.priority = INSTANCE + id
+        self.timer = Timer(env, self.fire, self.priority)
+        self.activity = IDLE
+        self.end_fs = -1
+        """When the timer is due; a firing at any other time is superseded."""
+        self.aborts: list[Request] = []
+        self.static: StaticBatch | None = None
+        self.plans: N = 0
+
+        # The span under way.
+        self.start_fs = 0
+        self.first_fs = 0
+        self.increment_fs = 0
+        self.lead_fs = 0
+        self.n_steps: N = 0
+        self.batch: N = 0
+        self.veterans: N = 0
+        self.odd_waits: list[int] = []
+        self.cut = False
+        self.chunks: Sequence[tuple[Request, N]] = ()
+        self.kind = DECODE
+        self.prefill_tokens: N = 0
+        self.padded_tokens: N = 0
+        self.queue_at_start: N = 0
+        self.extrapolated = False
+
+    # -- events -----------------------------------------------------------------------------
+
+    def fire(self, timer: Timer) -> None:
+        """A step, a span or a wait has ended, or the idle instance was woken."""
+        timer.callbacks = timer.armed
+        now: int = self.env.now  # type: ignore[assignment]
+        if now != self.end_fs:
+            return
+        self.end_fs = -1
+        if self.activity == STEPPING:
+            self._settle(now, self.n_steps)
+        elif self.static is not None and not self.static.advance(now):
+            return
+        self.activity = IDLE
+        if self.aborts:
+            for request in self.aborts:
+                self.apply_abort(request)
+            self.aborts = []
+        self._decide(now)
+
+    def wake(self, now: int) -> None:
+        """Something changed: plan at this instant if idle, else when the step under way ends."""
+        if self.activity == IDLE:
+            if self.end_fs != now:
+                self.end_fs = now
+                self.timer.at(now)
+        elif self.n_steps > 1 and not self.cut and self.activity == STEPPING:
+            self.cut = True
+            self._end_span_after(
+                steps_to_cover(now - self.start_fs, self.first_fs, self.increment_fs)
+            )
+
+    def abort(self, request: Request, now: int) -> None:
+        """The client has gone: drop a waiting request now, a running one at the step's end."""
+        request.aborted = True
+        if request.state == WAITING:
+            self.apply_abort(request)
+        else:
+            self.aborts.append(request)
+        self.wake(now)
+
+    def settle_at(self, now: int) -> None:
+        """The run stops at `now`: account for the steps that ended before."""
+        if self.activity == STEPPING:
+            steps = steps_to_cover(now - self.start_fs, self.first_fs, self.increment_fs) - 1
+            if steps > 0:
+                self._settle(now, min(steps, self.n_steps))
+        elif self.static is not None:
+            self.static.note_first_tokens(now - 1)
+
+    def restart(self, now: int) -> None:
+        """Be away for the restart time, with nothing running."""
+        self.static = None
+        self.activity = RESTARTING
+        self.end_fs = now + max(to_fs(self.sim.settings.oom_restart_s), 1)
+        self.timer.at(self.end_fs)
+
+    # -- deciding ---------------------------------------------------------------------------
+
+    def _decide(self, now: int) -> None:
+        """Ask the policy until it names something that takes time, or nothing at all."""
+        self.now_s = now / FS_PER_S
+        empty = 0
+        while self.running or self.num_waiting or self.swapped:
+            self.plans += 1
+            plan = self.policy.plan(self)
+            if plan is None:
+                return
+            if isinstance(plan, Decode):
+                took_time = self._decode(plan, now)
+            elif isinstance(plan, Mixed):
+                for preemption in plan.preempt:
+                    self.preempt(preemption, now)
+                took_time = self._chunked(plan.chunks, plan.decode, False, now)
+            else:
+                took_time = self._execute(plan, now)
+            if took_time:
+                self.preempted_last_step = self.preempting
+                self.preempting = False
+                return
+            empty += 1
+            if empty == MAX_EMPTY_PLANS:
+                raise self.broken(f"{empty} plans in a row ran nothing")
+
+    def _execute(self, plan: Plan, now: int) -> bool:
+        """Carry out one of the rarer plans; False if it ran nothing."""
+        if isinstance(plan, Prefill):
+            chunks = [(r, r.target_tokens - r.prefilled) for r in plan.requests]
+            padded = self.sim.settings.padded(plan.padded)
+            return self._chunked(chunks, False, padded, now)
+        if isinstance(plan, RunToCompletion):
+            self.activity = STATIC
+            batch = StaticBatch(self, plan, now)
+            if self.activity == STATIC:  # it may have run out of memory at once
+                self.static = batch
+            return True
+        if isinstance(plan, Wait):
+            until = to_fs_ceil(plan.until_s)
+            if until <= now:
+                raise self.broken(f"Wait(until_s={plan.until_s}) is not after now")
+            self.end_fs = until
+            self.timer.at(until)
+            return True
+        raise self.broken(f"plan() returned {type(plan).__name__}, which is no plan")
+
+    # -- decode steps -----------------------------------------------------------------------
+
+    def _decode(self, plan: Decode, now: int) -> bool:
+        single = plan.changes
+        if single:
+            self._change_batch(plan, now)
+        if self.phases[-self.steps % self.block_size] > self.free_blocks:
+            self.make_room([], True, now)
+            single = True
+        if not self.num_decoding:
+            if single:
+                return False
+            raise self.broken("Decode() with nothing to decode")
+        limit = 1
+        if self.fuse and not single and not self.delay_fs:
+            heap = self.finishing
+            while heap[0][2].seq != heap[0][1]:
+                heappop(heap)
+            limit = heap[0][0] - self.steps
+            if plan.max_steps is not None and plan.max_steps < limit:
+                limit = max(plan.max_steps, 1)
+        self._launch_decode(now, limit)
+        if plan.until_s is not None and self.n_steps > 1:
+            self._end_span_after(
+                steps_to_cover(to_fs_ceil(plan.until_s) - now, self.first_fs, self.increment_fs)
+            )
+        return True
+
+    def _change_batch(self, plan: Decode, now: int) -> None:
+        for preemption in plan.preempt:
+            self.preempt(preemption, now)
+        for request in plan.pause:
+            self.pause(request)
+        for request in plan.resume:
+            self.resume(request)
+        for request in plan.swap_in:
+            self.swap_in(request, now)
+
+    def _launch_decode(self, now: int, limit: N) -> None:
+        """Start up to `limit` steps of the present batch."""
+        batch = self.num_decoding
+        kv = self.kv_tokens
+        piece = self.cost.decode(batch)
+        while kv >= piece.kv_end and piece.next is not None:
+            piece = piece.next
+        first = piece.base_fs + piece.slope_fs * kv
+        if limit > 1:
+            if self.free_blocks < batch * (limit // self.block_size + 1):
+                limit = min(limit, self.steps_until_free_below(0))
+            if piece.next is not None:
+                limit = min(limit, -((kv - piece.kv_end) // batch))
+        if self.delay_fs:
+            first += self.delay_fs
+            self.delay_fs = 0
+        self.kind = DECODE
+        self.extrapolated = piece.extrapolated
+        self.prefill_tokens = self.padded_tokens = 0
+        self._launch(now, limit, first, piece.slope_fs * batch, batch)
+
+    def _launch(self, now: int, steps: N, first: int, increment: int, batch: N) -> None:
+        """Start `steps` steps; `batch` is the number of requests that decode in them."""
+        self.activity = STEPPING
+        self.start_fs = now
+        self.first_fs = first
+        self.increment_fs = increment
+        self.n_steps = steps
+        self.batch = batch
+        self.queue_at_start = self.num_waiting
+        self.cut = False
+        if batch:
+            self.lead_fs = 0
+            self.veterans = 0
+            if self.joiners or self.last_emit_fs != now:
+                self._note_stalls(now, batch)
+        duration = first
+        if steps > 1:
+            duration = steps * first + increment * (steps * (steps - 1) // 2)
+        self.end_fs = now + duration
+        self.schedule(self.timer, self.priority, duration)
+
+    def _end_span_after(self, steps: N) -> None:
+        """Let the span under way end earlier, if `steps` is less than it has."""
+        if steps < self.n_steps:
+            self.n_steps = steps
+            end = self.start_fs + steps * self.first_fs
+            end += self.increment_fs * (steps * (steps - 1) // 2)
+            self.end_fs = end
+            self.timer.at(end)
+
+    def _note_stalls(self, now: int, batch: N) -> None:
+        """Find whose first inter-token gap is longer than the step."""
+        veterans = batch - len(self.joiners)
+        for request in self.joiners:
+            if request.last_token_fs != now:
+                self.odd_waits.append(now - request.last_token_fs)
+        self.joiners = []
+        if veterans and self.last_emit_fs != now:
+            self.lead_fs = now - self.last_emit_fs
+            self.veterans = veterans
+
+    # -- steps with prompt chunks -----------------------------------------------------------
+
+    def _chunked(
+        self, chunks: Sequence[tuple[Request, N]], decode: bool, padded: bool, now: int
+    ) -> bool:
+        """Run one step with prompt chunks (and, with `decode`, the decoding batch)."""
+        growth = self.phases[-self.steps % self.block_size] if decode else 0
+        if (growth > self.free_blocks or self.prefilling) and (
+            self.running_need(chunks, decode) > self.free_blocks
+        ):
+            chunks = list(chunks)
+            self.make_room(chunks, decode, now)
+            growth = self.phases[-self.steps % self.block_size] if decode else 0
+        if not chunks:
+            if not (decode and self.num_decoding):
+                return False
+            self._launch_decode(now, 1)
+            return True
+        new = context = quad = longest = 0
+        room = self.free_blocks
+        size = self.block_size
+        stamp = self.plans
+        for request, tokens in chunks:
+            cached = request.prefilled
+            total = cached + tokens
+            if (
+                request.home is not self
+                or request.stamp == stamp
+                or request.state > PREFILLING
+                or tokens < 1
+                or total > request.target_tokens
+            ):
+                raise self._bad_chunk(request, tokens)
+            request.stamp = stamp
+            blocks = -(-total // size)
+            room -= blocks - request.held_blocks
+            request.held_blocks = blocks
+            if request.state == WAITING:
+                self.admit(request, now)
+            new += tokens
+            context += total
+            quad += tokens * (tokens + 2 * cached)
+            if total > longest:
+                longest = total
+        batch = self.num_decoding if decode else 0
+        if room < growth:
+            raise self.broken(f"the step needs {growth - room} KV blocks more than are free")
+        self.free_blocks = room
+        self.chunks = chunks
+        self.kind = MIXED if batch else PREFILL
+        self.prefill_tokens = charged = new
+        count = len(chunks)
+        if padded:
+            charged = context = count * longest
+            quad = count * longest * longest
+        self.padded_tokens = charged
+        self.extrapolated = self.cost.extrapolates(charged, batch)
+        kv = self.kv_tokens if batch else 0
+        first = self.cost.step(count, charged, context, quad, batch, kv) + self.delay_fs
+        self.delay_fs = 0
+        self._launch(now, 1, first, 0, batch)
+        return True
+
+    def _bad_chunk(self, request: Request, tokens: N) -> PlanError:
+        if request.home is not self or request.stamp == self.plans:
+            return self.broken(f"request {request.id} is named twice or is not here")
+        if request.state > PREFILLING:
+            return self.broken(f"request {request.id} has no prompt left to prefill")
+        left = request.target_tokens - request.prefilled
+        return self.broken(f"a chunk of {tokens} tokens of request {request.id}, {left} are left")
+
+    # -- the end of steps -------------------------------------------------------------------
+
+    def _settle(self, now: int, steps: N) -> None:
+        """Account for `steps` steps of the span under way."""
+        batch = self.batch
+        chunks = self.chunks
+        odd = len(self.odd_waits) if batch else 0
+        self.log.rows += PACK_STEP(
+            self.start_fs / FS_PER_S,
+            self.first_fs,
+            self.increment_fs,
+            self.lead_fs,
+            self.kv_tokens + self.partial_tokens,
+            steps,
+            self.id,
+            len(chunks),
+            self.prefill_tokens,
+            self.padded_tokens,
+            batch,
+            batch,
+            self.veterans,
+            odd,
+            self.queue_at_start,
+            self.kind,
+            self.extrapolated,
+        )
+        if batch:
+            self.last_emit_fs = now
+            if steps == 1:
+                self.free_blocks -= self.phases[-self.steps % self.block_size]
+            else:
+                self.free_blocks -= self.growth_over(steps)
+            self.steps += steps
+            self.kv_tokens += steps * batch
+            if odd:
+                for wait in self.odd_waits:
+                    self.log.gaps_fs.append(wait + self.first_fs)
+                self.odd_waits = []
+        if chunks:
+            self._end_chunks(now)
+        heap = self.finishing
+        steps = self.steps
+        while heap and heap[0][0] <= steps:
+            _, seq, request = heappop(heap)
+            if request.seq == seq:
+                self.quit(request)
+                self.release(request)
+                self.sim.leave(request, self, now, request.emitted)
+
+    def _end_chunks(self, now: int) -> None:
+        for request, tokens in self.chunks:
+            request.prefilled += tokens
+            if request.prefilled < request.target_tokens:
+                self.prefilling[request.id] = request
+                self.partial_tokens += tokens
+                continue
+            if tokens != request.target_tokens:
+                del self.prefilling[request.id]
+                self.partial_tokens -= request.prefilled - tokens
+            self.first_token(request, now)
+        self.chunks = ()

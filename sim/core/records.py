@@ -1,0 +1,201 @@
+"""What a run leaves behind: one row a request, one row a span of steps, odd inter-token gaps.
+
+Rows are packed into bytes as they happen (about 0.5 us each, no second pass over them) and become
+numpy columns at the end. Times inside are integer femtoseconds until then.
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sim.core.loop import steps_to_cover
+from sim.types import FS_PER_S, N, Request, Trace, to_fs
+
+STATUS = ("finished", "rejected", "unfinished", "aborted")
+FINISHED, REJECTED, UNFINISHED, ABORTED = range(4)
+
+KINDS = ("prefill", "decode", "mixed", "static_prefill", "static_decode")
+PREFILL, DECODE, MIXED, STATIC_PREFILL, STATIC_DECODE = range(5)
+
+_PACK_REQUEST = struct.Struct("<iiiiiiiiddddd").pack
+_REQUEST_DTYPE = np.dtype(
+    [
+        ("request_id", "<i4"),
+        ("emitted_tokens", "<i4"),
+        ("prefill_instance", "<i4"),
+        ("decode_instance", "<i4"),
+        ("preemptions", "<i4"),
+        ("cached_tokens", "<i4"),
+        ("retries", "<i4"),
+        ("status", "<i4"),
+        ("arrival_s", "<f8"),
+        ("prefill_start_s", "<f8"),
+        ("prefill_end_s", "<f8"),
+        ("first_token_s", "<f8"),
+        ("finish_s", "<f8"),
+    ]
+)
+
+PACK_STEP = struct.Struct("<dqqqqiiiiiiiiiib?").pack
+"""Packs one row of `STEP_DTYPE`."""
+STEP_DTYPE = np.dtype(
+    [
+        ("start_s", "<f8"),
+        ("first_fs", "<i8"),
+        ("increment_fs", "<i8"),
+        ("lead_fs", "<i8"),
+        ("kv_tokens", "<i8"),
+        ("n_steps", "<i4"),
+        ("instance", "<i4"),
+        ("prefill_requests", "<i4"),
+        ("prefill_tokens", "<i4"),
+        ("padded_tokens", "<i4"),
+        ("decode_requests", "<i4"),
+        ("emitting", "<i4"),
+        ("veterans", "<i4"),
+        ("odd", "<i4"),
+        ("queue_len", "<i4"),
+        ("kind", "<i1"),
+        ("extrapolated", "?"),
+    ]
+)
+"""One span of `n_steps` equal-batch steps: step k (from 0) lasts first_fs + k*increment_fs.
+
+`emitting` requests emit a token in every step and each of their gaps is the step's duration, except
+in the span's first step: for `veterans` of them `lead_fs` comes on top (the batch stood still that
+long), and the gaps of `odd` others are in `RunRecord.gaps_s`. `decode_requests` are the rows
+charged: in a static batch finished rows may be charged without emitting. `kv_tokens` are the tokens
+cached by decodes and partial prompts before the first step. `extrapolated` steps lie outside the
+range the profile was fitted on.
+"""
+
+
+class RequestLog:
+    """Rows of the requests that have left the system."""
+
+    def __init__(self) -> None:
+        self._rows = bytearray()
+
+    def add(self, request: Request, finish_fs: int, emitted: N, status: int) -> None:
+        """Append the row of `request`; times of -1 did not happen."""
+        self._rows += _PACK_REQUEST(
+            request.id,
+            emitted,
+            request.prefill_instance,
+            request.decode_instance,
+            request.preemptions,
+            0,
+            request.retries,
+            status,
+            request.arrival_s,
+            request.prefill_start_fs / FS_PER_S,
+            request.prefill_end_fs / FS_PER_S,
+            request.first_token_fs / FS_PER_S,
+            finish_fs / FS_PER_S,
+        )
+
+    def columns(self, trace: Trace) -> dict[str, NDArray[np.generic]]:
+        """Return the columns of design section 7 (without `replication`), by request id.
+
+        Times that did not happen are NaN.
+        """
+        rows = np.frombuffer(self._rows, dtype=_REQUEST_DTYPE)
+        rows = rows[np.argsort(rows["request_id"], kind="stable")]
+        ids = rows["request_id"]
+        nan = np.full(len(rows), np.nan)
+        columns: dict[str, NDArray[np.generic]] = {
+            "request_id": ids.astype(np.int64),
+            "arrival_s": rows["arrival_s"].copy(),
+            "input_len": trace.input_len[ids],
+            "output_len": trace.output_len[ids],
+            "emitted_tokens": rows["emitted_tokens"].astype(np.int64),
+            "source": _names(trace.source, trace.sources, ids),
+            "task": _names(trace.task, trace.tasks, ids),
+            "priority": np.zeros(len(ids), np.int64)
+            if trace.priority is None
+            else trace.priority[ids],
+            "deadline_s": nan,
+            "prefill_instance": rows["prefill_instance"].astype(np.int64),
+            "decode_instance": rows["decode_instance"].astype(np.int64),
+        }
+        columns["queued_s"] = rows["arrival_s"].copy()  # a request queues where it arrives
+        for name in ("prefill_start_s", "prefill_end_s"):
+            columns[name] = _happened(rows[name])
+        columns["transfer_start_s"] = nan.copy()
+        columns["transfer_end_s"] = nan.copy()
+        for name in ("first_token_s", "finish_s"):
+            columns[name] = _happened(rows[name])
+        for name in ("preemptions", "cached_tokens", "retries"):
+            columns[name] = rows[name].astype(np.int64)
+        columns["status"] = np.array(STATUS)[rows["status"]]
+        return columns
+
+
+def _happened(times: NDArray[np.float64]) -> NDArray[np.generic]:
+    return np.where(times < 0, np.nan, times)
+
+
+def _names(
+    index: NDArray[np.int64] | None, names: tuple[str, ...], ids: NDArray[np.int32]
+) -> NDArray[np.generic]:
+    if index is None:
+        return np.full(len(ids), names[0])
+    return np.array(names)[index[ids]]
+
+
+class StepLog:
+    """Rows of spans, and the inter-token gaps no row describes."""
+
+    def __init__(self) -> None:
+        self.rows = bytearray()
+        """Rows of `STEP_DTYPE`, each appended with `PACK_STEP`."""
+        self.gaps_fs: list[int] = []
+        self.swaps: list[tuple[float, float, N, N, N, str]] = []
+
+    def table(self, end_fs: int) -> NDArray[np.void]:
+        """Return the spans as a structured array of `STEP_DTYPE`, by start and instance.
+
+        Static batches are logged ahead: what had not ended before `end_fs` is cut off.
+        """
+        rows = np.frombuffer(self.rows, dtype=STEP_DTYPE)
+        n = rows["n_steps"].astype(np.int64)
+        lengths = n * rows["first_fs"] + rows["increment_fs"] * (n * (n - 1) // 2)
+        late = rows["start_s"] + lengths / FS_PER_S >= (end_fs - 1) / FS_PER_S
+        for at in np.flatnonzero(late):
+            row = rows[at]
+            elapsed = end_fs - to_fs(float(row["start_s"]))
+            steps = steps_to_cover(elapsed, int(row["first_fs"]), int(row["increment_fs"])) - 1
+            row["n_steps"] = min(int(row["n_steps"]), max(steps, 0))
+        rows = rows[rows["n_steps"] > 0]
+        return rows[np.lexsort((rows["instance"], rows["start_s"]))]
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """Everything one simulated run produced.
+
+    Attributes:
+        requests: the columns of `requests.parquet` without `replication`, by request id.
+        steps: spans of steps, `STEP_DTYPE`.
+        gaps_s: inter-token gaps that no span describes, seconds.
+        swaps: KV blocks copied between GPU and host: (start_s, duration_s, instance, request_id,
+            blocks, `in` or `out`).
+        end_s: simulated time when the run stopped.
+        counters: `preemptions_recompute`, `preemptions_swap`, `oom_events`, `rejected`,
+            `extrapolated_steps`, `swap_out_blocks`, `swap_in_blocks`.
+        instances: per instance a dict with `id role tp gpu total_blocks block_size`.
+        events: SimPy events, plan calls and spans of the run: for the benchmark, never in results.
+    """
+
+    requests: dict[str, NDArray[np.generic]]
+    steps: NDArray[np.void]
+    gaps_s: NDArray[np.float64]
+    swaps: list[tuple[float, float, N, N, N, str]]
+    end_s: float
+    counters: dict[str, int]
+    instances: list[dict[str, object]]
+    events: dict[str, int]

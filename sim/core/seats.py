@@ -1,0 +1,277 @@
+"""Who holds what on an instance: seats, KV blocks, membership of the decoding batch.
+
+A request in the batch is never touched while it decodes: its state is constants relative to the
+instance's step counter (see `View`), so a step costs the same for one request and for five hundred.
+Nothing here takes time, except that KV copies leave a delay for the next step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from heapq import heappush
+from typing import TYPE_CHECKING
+
+from sim.core.records import StepLog
+from sim.types import FS_PER_S, N, PlanError, Policy, Preemption, Request, View, to_fs
+from sim.types.request import DECODING, DONE, PAUSED, PREFILLING, SWAPPED, WAITING
+
+if TYPE_CHECKING:
+    from sim.core.simulation import Simulation
+    from sim.core.spec import InstanceSpec
+
+
+class Seats(View):
+    """A `View` with the bookkeeping behind it."""
+
+    __slots__ = (
+        "delay_fs",
+        "finishing",
+        "joiners",
+        "joins",
+        "last_emit_fs",
+        "log",
+        "output_len",
+        "partial_tokens",
+        "policy",
+        "preempting",
+        "sim",
+        "spec",
+        "swap_fs_per_block",
+    )
+
+    def __init__(self, id: N, spec: InstanceSpec, policy: Policy, sim: Simulation) -> None:
+        super().__init__(
+            id,
+            spec.cost,
+            spec.total_blocks,
+            spec.block_size,
+            spec.role,
+            policy.new_queue(),
+            spec.total_swap_blocks,
+        )
+        self.spec = spec
+        self.policy = policy
+        self.sim = sim
+        self.log: StepLog = sim.steps
+        self.output_len = sim.output_len
+        self.swap_fs_per_block = to_fs(spec.swap_s_per_block)
+        self.finishing: list[tuple[N, N, Request]] = []
+        """Heap of (step counter at the last token, order of joining, request); an entry is stale
+        when the request's `seq` is not that order."""
+        self.joins: N = 0
+        self.joiners: list[Request] = []
+        """Requests that joined the batch after the last decode step was launched."""
+        self.last_emit_fs = 0
+        self.partial_tokens: N = 0
+        """Tokens cached by prompts that are not prefilled completely."""
+        self.delay_fs = 0
+        """Time of KV copies that the next step has to wait for."""
+        self.preempting = False
+        """Whether something was preempted since the last step."""
+
+    # -- queue and seats --------------------------------------------------------------------
+
+    def enqueue(self, request: Request) -> None:
+        """Let an arriving request join the queue."""
+        request.home = self
+        self.waiting.push(request)
+        self.num_waiting += 1
+        self.outstanding += 1
+        self.outstanding_tokens += request.input_len
+
+    def dequeue(self, request: Request) -> None:
+        """Take a request out of the queue."""
+        self.waiting.remove(request)
+        self.num_waiting -= 1
+
+    def requeue(self, request: Request) -> None:
+        """Put a request back in front; its emitted tokens become part of the prompt."""
+        request.prefilled = 0
+        request.target_tokens = request.input_len + request.emitted
+        request.state = WAITING
+        self.waiting.push_front(request)
+        self.num_waiting += 1
+
+    def admit(self, request: Request, now: int) -> None:
+        """Give a waiting request a seat."""
+        self.dequeue(request)
+        request.state = PREFILLING
+        self.running[request.id] = request
+        if request.prefill_start_fs < 0:
+            request.prefill_start_fs = now
+            request.prefill_instance = self.id
+
+    def release(self, request: Request) -> None:
+        """Free the blocks and the seat of a request that is in no batch any more."""
+        self.free_blocks += request.held_blocks
+        request.held_blocks = 0
+        del self.running[request.id]
+
+    # -- the decoding batch -----------------------------------------------------------------
+
+    def join(self, request: Request, cached: N) -> None:
+        """Add a request that caches `cached` tokens to the decoding batch."""
+        steps = self.steps
+        offset = cached - steps
+        request.state = DECODING
+        request.kv_offset = offset
+        request.steps_at_join = steps
+        request.decode_instance = self.id
+        self.joins += 1
+        request.seq = self.joins
+        self.phases[offset % self.block_size] += 1
+        self.kv_tokens += cached
+        self.num_decoding += 1
+        self.joiners.append(request)
+        left = self.output_len[request.id] - request.emitted
+        heappush(self.finishing, (steps + left, request.seq, request))
+
+    def quit(self, request: Request) -> N:
+        """Take a request out of the decoding batch; return the tokens it caches."""
+        steps = self.steps
+        offset = request.kv_offset
+        cached = offset + steps
+        if steps == request.steps_at_join:
+            self.joiners.remove(request)
+        else:
+            request.emitted += steps - request.steps_at_join
+            request.last_token_fs = self.last_emit_fs
+        request.held_blocks = -(-cached // self.block_size)
+        request.seq = -1
+        self.phases[offset % self.block_size] -= 1
+        self.kv_tokens -= cached
+        self.num_decoding -= 1
+        return cached
+
+    def first_token(self, request: Request, now: int) -> None:
+        """A prefill is complete: it emits a token, and the request joins the batch."""
+        if request.first_token_fs < 0:
+            request.prefill_end_fs = now
+            request.first_token_fs = now
+        else:
+            self.log.gaps_fs.append(now - request.last_token_fs)
+        request.last_token_fs = now
+        request.emitted += 1
+        if request.emitted >= self.output_len[request.id]:
+            self.release(request)
+            self.sim.leave(request, self, now, request.emitted)
+        else:
+            self.join(request, request.target_tokens)
+
+    # -- eviction, swapping, aborts ---------------------------------------------------------
+
+    def make_room(self, chunks: list[tuple[Request, N]], decode: bool, now: int) -> None:
+        """Evict victims until the batch can grow and running chunks have their blocks.
+
+        A victim's chunk leaves `chunks`; the policy names the victims.
+        """
+        while self.running_need(chunks, decode) > self.free_blocks:
+            if not self.running:
+                raise self.broken("the KV cache cannot grow and nothing is left to evict")
+            preemption = self.policy.victim(self)
+            self.preempt(preemption, now)
+            for at, (request, _) in enumerate(chunks):
+                if request is preemption.request:
+                    del chunks[at]
+                    break
+
+    def running_need(self, chunks: Sequence[tuple[Request, N]], decode: bool) -> N:
+        """Blocks that requests already running need for the next step."""
+        need = self.phases[-self.steps % self.block_size] if decode else 0
+        for request, tokens in chunks:
+            if request.state == PREFILLING:
+                need += self.blocks_for(request.prefilled + tokens) - request.held_blocks
+        return need
+
+    def preempt(self, preemption: Preemption, now: int) -> None:
+        """Evict a running request, by swap or recompute."""
+        request = preemption.request
+        if request.home is not self or request.id not in self.running:
+            raise self.broken(f"preemption of request {request.id}, which does not run here")
+        self.preempting = True
+        decoding = request.state == DECODING
+        if decoding:
+            request.prefilled = self.quit(request)
+        held = request.held_blocks
+        self._drop(request)
+        request.preemptions += 1
+        if preemption.swap and decoding and held <= self.free_swap_blocks:
+            self.sim.preemptions_swap += 1
+            request.held_blocks = held
+            request.state = SWAPPED
+            self.swapped[request.id] = request
+            self.free_swap_blocks -= held
+            self._copy(request, held, now, "out")
+        else:
+            self.sim.preemptions_recompute += 1
+            self.requeue(request)
+
+    def swap_in(self, request: Request, now: int) -> None:
+        """Copy a swapped request's blocks back; it rejoins the batch."""
+        if self.swapped.pop(request.id, None) is None:
+            raise self.broken(f"swap-in of request {request.id}, which is not swapped out here")
+        held = request.held_blocks
+        if held > self.free_blocks:
+            raise self.broken(f"swap-in of {held} KV blocks, {self.free_blocks} are free")
+        self.free_blocks -= held
+        self.free_swap_blocks += held
+        self.running[request.id] = request
+        self._copy(request, held, now, "in")
+        self.join(request, request.prefilled)
+
+    def pause(self, request: Request) -> None:
+        """Let a decoding request sit out; it keeps its blocks and its seat."""
+        if request.home is not self or request.state != DECODING:
+            raise self.broken(f"pause of request {request.id}, which is not decoding here")
+        request.prefilled = self.quit(request)
+        self.partial_tokens += request.prefilled
+        request.state = PAUSED
+        self.paused[request.id] = request
+
+    def resume(self, request: Request) -> None:
+        """Let a paused request rejoin the batch."""
+        if self.paused.pop(request.id, None) is None:
+            raise self.broken(f"resume of request {request.id}, which is not paused here")
+        self.partial_tokens -= request.prefilled
+        self.join(request, request.prefilled)
+
+    def apply_abort(self, request: Request) -> None:
+        """Take out a request whose client has gone, wherever it is."""
+        if request.state == DONE:
+            return
+        if request.state == DECODING:
+            self.quit(request)
+            self.release(request)
+        elif request.state == SWAPPED:
+            del self.swapped[request.id]
+            self.free_swap_blocks += request.held_blocks
+            request.held_blocks = 0
+        elif request.state == WAITING:
+            self.dequeue(request)
+        else:
+            self._drop(request)
+        self.sim.leave(request, self, -1, request.emitted)
+
+    def _drop(self, request: Request) -> None:
+        """Release a request that does not decode, and forget its cached tokens."""
+        self.release(request)
+        partial = self.prefilling.pop(request.id, None)
+        if partial is None:
+            partial = self.paused.pop(request.id, None)
+        if partial is not None:
+            self.partial_tokens -= request.prefilled
+
+    def _copy(self, request: Request, blocks: N, now: int, direction: str) -> None:
+        """Copy blocks between GPU and host; the next step starts after it."""
+        duration = blocks * self.swap_fs_per_block
+        start = now + self.delay_fs
+        self.log.swaps.append(
+            (start / FS_PER_S, duration / FS_PER_S, self.id, request.id, blocks, direction)
+        )
+        self.delay_fs += duration
+
+    def broken(self, what: str) -> PlanError:
+        """Return the error for a plan that breaks the contract."""
+        return PlanError(
+            f"policy {self.policy.name!r} on instance {self.id} at {self.now_s} s: {what}"
+        )

@@ -1,0 +1,43 @@
+"""Types shared by all packages: requests, plans, views, the policy contract, traces."""
+
+from sim.types.costs import FOREVER, CostModel, DecodePiece
+from sim.types.errors import BadInput, Deadlock, PlanError, SimulationError
+from sim.types.plans import Decode, Mixed, Plan, Preemption, Prefill, RunToCompletion, Wait
+from sim.types.policy import Cluster, ClusterInfo, Policy, Pool, Router
+from sim.types.queues import Fifo, WaitQueue
+from sim.types.request import Request
+from sim.types.trace import Trace
+from sim.types.units import FS_PER_S, N, to_fs, to_fs_ceil, to_s
+from sim.types.view import View
+
+__all__ = [
+    "FOREVER",
+    "FS_PER_S",
+    "BadInput",
+    "Cluster",
+    "ClusterInfo",
+    "CostModel",
+    "Deadlock",
+    "Decode",
+    "DecodePiece",
+    "Fifo",
+    "Mixed",
+    "N",
+    "Plan",
+    "PlanError",
+    "Policy",
+    "Pool",
+    "Preemption",
+    "Prefill",
+    "Request",
+    "Router",
+    "RunToCompletion",
+    "SimulationError",
+    "Trace",
+    "View",
+    "Wait",
+    "WaitQueue",
+    "to_fs",
+    "to_fs_ceil",
+    "to_s",
+]

@@ -1,0 +1,139 @@
+"""What a policy can ask an instance to do next (design section 4).
+
+A plan names changes, not the batch. One that preempts, pauses, resumes, swaps or holds chunks runs
+one step and is asked again; only a plan that changes nothing is fused over many steps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from sim.types.request import Request
+from sim.types.units import N
+
+
+class Plan:
+    """Base of all plans."""
+
+    __slots__ = ()
+
+
+class Prefill(Plan):
+    """Whole prompts in one step, no decodes beside them.
+
+    Args:
+        requests: waiting requests, in the order they are admitted.
+        padded: whether rows are padded to the longest prompt (where the engine leaves it to the
+            policy).
+    """
+
+    __slots__ = ("padded", "requests")
+
+    def __init__(self, requests: Sequence[Request], padded: bool = False) -> None:
+        self.requests = requests
+        self.padded = padded
+
+
+class Mixed(Plan):
+    """Prompt chunks and, with `decode`, one token for every decoding request, in one step.
+
+    Args:
+        chunks: pairs (request, new tokens); waiting requests are admitted in this order.
+        decode: whether the decoding requests take part.
+        preempt: requests preempted before the step.
+    """
+
+    __slots__ = ("chunks", "decode", "preempt")
+
+    def __init__(
+        self,
+        chunks: Sequence[tuple[Request, N]],
+        decode: bool = True,
+        preempt: Sequence[Preemption] = (),
+    ) -> None:
+        self.chunks = chunks
+        self.decode = decode
+        self.preempt = preempt
+
+
+class Decode(Plan):
+    """Decode steps of the running batch, after the named changes to it.
+
+    Args:
+        max_steps: at most so many steps before the policy is asked again.
+        until_s: ask again at the first step end at or after this time.
+        pause: decoding requests that keep their KV and sit out.
+        resume: paused requests that rejoin.
+        swap_in: swapped requests whose blocks are copied back.
+        preempt: requests preempted before the step.
+    """
+
+    __slots__ = ("changes", "max_steps", "pause", "preempt", "resume", "swap_in", "until_s")
+
+    def __init__(
+        self,
+        max_steps: N | None = None,
+        until_s: float | None = None,
+        pause: Sequence[Request] = (),
+        resume: Sequence[Request] = (),
+        swap_in: Sequence[Request] = (),
+        preempt: Sequence[Preemption] = (),
+    ) -> None:
+        self.max_steps = max_steps
+        self.until_s = until_s
+        self.pause = pause
+        self.resume = resume
+        self.swap_in = swap_in
+        self.preempt = preempt
+        self.changes = bool(pause or resume or swap_in or preempt)
+
+
+class RunToCompletion(Plan):
+    """A static batch: prefill, then decode until the longest output is done.
+
+    Args:
+        requests: waiting requests.
+        padded: whether prompts are padded to the longest.
+        release: `together` (results leave when the batch ends) or `each` (a finished row's result
+            leaves at once).
+        finished_rows: `compute` (a finished row is charged until the batch ends) or `skip`.
+    """
+
+    __slots__ = ("finished_rows", "padded", "release", "requests")
+
+    def __init__(
+        self,
+        requests: Sequence[Request],
+        padded: bool = True,
+        release: str = "together",
+        finished_rows: str = "compute",
+    ) -> None:
+        self.requests = requests
+        self.padded = padded
+        self.release = release
+        self.finished_rows = finished_rows
+
+
+class Wait(Plan):
+    """Do nothing until `until_s`; any event on the instance wakes it earlier."""
+
+    __slots__ = ("until_s",)
+
+    def __init__(self, until_s: float) -> None:
+        self.until_s = until_s
+
+
+class Preemption:
+    """A running request to evict, and how.
+
+    Args:
+        request: the victim.
+        swap: copy its KV blocks to host memory (True) or drop and recompute them (False). A full
+            swap space falls back to recompute.
+    """
+
+    __slots__ = ("request", "swap")
+
+    def __init__(self, request: Request, swap: bool = False) -> None:
+        self.request = request
+        self.swap = swap

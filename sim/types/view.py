@@ -1,0 +1,171 @@
+"""What a policy sees of an instance: one object each, kept up to date by the engine."""
+
+from __future__ import annotations
+
+from sim.types.costs import CostModel
+from sim.types.plans import Decode, Mixed, Plan, Prefill, RunToCompletion
+from sim.types.queues import Fifo, WaitQueue
+from sim.types.request import DECODING, Request
+from sim.types.units import FS_PER_S, N
+
+
+class View:
+    """Settled state of one instance. Policies read; only the engine writes.
+
+    The engine's instance *is* a `View`, so nothing is copied before a plan call; a unit test builds
+    a bare one. `running` and `prefilling` map request id to request in admission order.
+
+    Decoding requests all advance by one token a step, so each is described by constants relative
+    to the instance's step counter `steps`: a request caches `kv_offset + steps` tokens, and needs a
+    new block at the steps where that is a multiple of the block size. `phases[kv_offset %
+    block_size]` counts them: growth is a look-up, never a loop over the batch.
+    """
+
+    __slots__ = (
+        "block_size",
+        "cost",
+        "free_blocks",
+        "free_swap_blocks",
+        "id",
+        "kv_tokens",
+        "now_s",
+        "num_decoding",
+        "num_waiting",
+        "outstanding",
+        "outstanding_tokens",
+        "paused",
+        "phases",
+        "preempted_last_step",
+        "prefilling",
+        "role",
+        "running",
+        "steps",
+        "swapped",
+        "total_blocks",
+        "total_swap_blocks",
+        "waiting",
+    )
+
+    def __init__(
+        self,
+        id: N,
+        cost: CostModel,
+        total_blocks: N,
+        block_size: N = 16,
+        role: str = "mixed",
+        waiting: WaitQueue | None = None,
+        total_swap_blocks: N = 0,
+    ) -> None:
+        self.id = id
+        self.role = role
+        self.cost = cost
+        self.block_size = block_size
+        self.total_blocks = total_blocks
+        self.free_blocks = total_blocks
+        self.total_swap_blocks = total_swap_blocks
+        self.free_swap_blocks = total_swap_blocks
+        self.now_s = 0.0
+        self.waiting: WaitQueue = Fifo() if waiting is None else waiting
+        self.num_waiting: N = 0
+        self.running: dict[N, Request] = {}
+        self.prefilling: dict[N, Request] = {}
+        self.paused: dict[N, Request] = {}
+        self.swapped: dict[N, Request] = {}
+        self.num_decoding: N = 0
+        self.kv_tokens: N = 0
+        """Tokens cached by the decoding requests."""
+        self.steps: N = 0
+        self.phases: list[N] = [0] * block_size
+        self.preempted_last_step = False
+        self.outstanding: N = 0
+        """Requests routed here that have not left: waiting, running or swapped."""
+        self.outstanding_tokens: N = 0
+        """Prompt tokens of the outstanding requests."""
+
+    @property
+    def num_running(self) -> N:
+        """Requests that hold a seat: decoding, prefilling or paused."""
+        return len(self.running)
+
+    @property
+    def growth_blocks(self) -> N:
+        """Blocks the decoding batch needs for its next step."""
+        return self.phases[-self.steps % self.block_size]
+
+    def blocks_for(self, tokens: N) -> N:
+        """Blocks that hold `tokens` tokens."""
+        return -(-tokens // self.block_size)
+
+    def blocks_of(self, request: Request) -> N:
+        """Blocks a request of this instance holds now."""
+        if request.state == DECODING:
+            return -(-(request.kv_offset + self.steps) // self.block_size)
+        return request.held_blocks
+
+    def generated(self, request: Request) -> N:
+        """Tokens the request has emitted so far."""
+        if request.state == DECODING:
+            return request.emitted + self.steps - request.steps_at_join
+        return request.emitted
+
+    def growth_over(self, steps: N) -> N:
+        """Blocks the decoding batch takes over its next `steps` steps."""
+        size = self.block_size
+        cycles, rest = divmod(steps, size)
+        total = cycles * self.num_decoding
+        # The phases form a ring, walked downwards from the next step's.
+        last = -self.steps % size + 1
+        first = last - rest
+        if first < 0:
+            return total + sum(self.phases[first:]) + sum(self.phases[:last])
+        return total + sum(self.phases[first:last])
+
+    def steps_until_free_below(self, blocks: N) -> N:
+        """Steps after which fewer than `blocks` blocks would be free.
+
+        Returns the largest n such that n more decode steps leave at least `blocks` free; a very
+        large number when nothing decodes.
+        """
+        batch = self.num_decoding
+        room = self.free_blocks - blocks
+        if room < 0 or batch == 0:
+            return 0 if room < 0 else 1 << 62
+        size = self.block_size
+        cycles = room // batch
+        steps = cycles * size
+        room -= cycles * batch
+        phases = self.phases
+        at = -self.steps % size
+        while room >= phases[at]:
+            room -= phases[at]
+            steps += 1
+            at -= 1
+            if at < -size:
+                at += size
+        return steps
+
+    def price(self, plan: Plan) -> float:
+        """Seconds the first step of `plan` would take (a static batch: its prefill)."""
+        batch, kv = self.num_decoding, self.kv_tokens
+        if isinstance(plan, Mixed):
+            if not plan.decode:
+                batch = kv = 0
+            new = context = quad = 0
+            for request, tokens in plan.chunks:
+                new += tokens
+                context += tokens + request.prefilled
+                quad += tokens * (tokens + 2 * request.prefilled)
+            return self.cost.step(len(plan.chunks), new, context, quad, batch, kv) / FS_PER_S
+        if isinstance(plan, Prefill | RunToCompletion):
+            lens = [r.target_tokens for r in plan.requests]
+            if plan.padded:
+                lens = [max(lens)] * len(lens)
+            new = sum(lens)
+            quad = sum(n * n for n in lens)
+            return self.cost.step(len(lens), new, new, quad, 0, 0) / FS_PER_S
+        if isinstance(plan, Decode) and batch:
+            piece = self.cost.decode(batch)
+            while piece.next is not None and kv >= piece.kv_end:
+                piece = piece.next
+            return (piece.base_fs + piece.slope_fs * kv) / FS_PER_S
+        return 0.0
