@@ -95,10 +95,10 @@ class Continuous(Policy):
 
     def plan(self, view: View) -> Plan | None:
         """Decide the next step."""
+        if not (view.num_waiting or view.prefilling or view.swapped):
+            return GO_ON
         if not self.v1:
             return self._plan_v0(view)
-        if not view.num_waiting and not view.prefilling:
-            return GO_ON
         decoding = view.num_decoding
         budget = self.max_num_batched_tokens - decoding
         chunks: list[tuple[Request, N]] = []
@@ -162,18 +162,20 @@ class Continuous(Policy):
 
     def _prefill_v0(self, view: View) -> list[Request]:
         seats = self.max_num_seqs - view.num_running
-        idle = view.num_running == 0
-        room = view.free_blocks - int(self.watermark * view.total_blocks)
-        if idle:
-            room = view.free_blocks
+        size = view.block_size
+        room = view.free_blocks
+        if view.running:
+            room -= int(self.watermark * view.total_blocks)
         batch: list[Request] = []
-        tokens = longest = 0
+        charged = longest = 0
         for request in view.waiting:
             length = request.target_tokens
-            longest = max(longest, length)
-            tokens += length
-            charged = longest * (len(batch) + 1) if self.count_padded else tokens
-            room -= view.blocks_for(length)
+            if self.count_padded:
+                longest = max(longest, length)
+                charged = longest * (len(batch) + 1)
+            else:
+                charged += length
+            room -= -(-length // size)
             if room < 0 or (batch and charged > self.max_num_batched_tokens):
                 break
             batch.append(request)

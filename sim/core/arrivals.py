@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import simpy
 
-from sim.core.loop import ARRIVAL, Schedule, Timer
+from sim.core.loop import ARRIVAL, Timer
 from sim.types import N, to_fs
 
 if TYPE_CHECKING:
@@ -22,7 +22,6 @@ class Arrivals(abc.ABC):
         self.env = env
         self.count = count
         self.next_row: N = 0
-        self.schedule: Schedule = env.schedule  # type: ignore[assignment]
         self.timer = Timer(env, self.fire, ARRIVAL)
 
     @abc.abstractmethod
@@ -49,7 +48,7 @@ class OpenArrivals(Arrivals):
     def fire(self, timer: Timer) -> None:
         """Let all rows due now arrive, and schedule the next."""
         timer.callbacks = timer.armed
-        now: int = self.env.now  # type: ignore[assignment]
+        now: int = self.env._now  # type: ignore[assignment]
         times = self.times
         row = self.next_row
         while row < self.count and times[row] == now:
@@ -57,7 +56,7 @@ class OpenArrivals(Arrivals):
             row += 1
         self.next_row = row
         if row < self.count:
-            self.schedule(timer, ARRIVAL, times[row] - now)
+            timer.at(times[row])
 
 
 class ClosedArrivals(Arrivals):

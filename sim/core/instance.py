@@ -8,12 +8,12 @@ the step in which something arrives.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from heapq import heappop
+from heapq import heappop, heappush
 from typing import TYPE_CHECKING
 
 import simpy
 
-from sim.core.loop import INSTANCE, Schedule, Timer, steps_to_cover
+from sim.core.loop import INSTANCE, Timer, steps_to_cover
 from sim.core.records import DECODE, MIXED, PACK_STEP, PREFILL
 from sim.core.seats import Seats
 from sim.core.static import StaticBatch
@@ -64,11 +64,11 @@ class Instance(Seats):
         "odd_waits",
         "padded_tokens",
         "plans",
+        "prefill_requests",
         "prefill_tokens",
-        "priority",
         "queue_at_start",
-        "schedule",
         "start_fs",
+        "start_s",
         "static",
         "timer",
         "veterans",
@@ -80,9 +80,7 @@ class Instance(Seats):
         super().__init__(id, spec, policy, sim)
         self.env = env
         self.fuse = sim.settings.fuse_steps
-        self.schedule: Schedule = env.schedule  # type: ignore[assignment]
-        self.priority = INSTANCE + id
-        self.timer = Timer(env, self.fire, self.priority)
+        self.timer = Timer(env, self.fire, INSTANCE + id)
         self.activity = IDLE
         self.end_fs = -1
         """When the timer is due; a firing at any other time is superseded."""
@@ -92,6 +90,7 @@ class Instance(Seats):
 
         # The span under way.
         self.start_fs = 0
+        self.start_s = 0.0
         self.first_fs = 0
         self.increment_fs = 0
         self.lead_fs = 0
@@ -102,6 +101,7 @@ class Instance(Seats):
         self.cut = False
         self.chunks: Sequence[tuple[Request, N]] = ()
         self.kind = DECODE
+        self.prefill_requests: N = 0
         self.prefill_tokens: N = 0
         self.padded_tokens: N = 0
         self.queue_at_start: N = 0
@@ -112,7 +112,7 @@ class Instance(Seats):
     def fire(self, timer: Timer) -> None:
         """A step, a span or a wait has ended, or the idle instance was woken."""
         timer.callbacks = timer.armed
-        now: int = self.env.now  # type: ignore[assignment]
+        now: int = self.env._now  # type: ignore[assignment]
         if now != self.end_fs:
             return
         self.end_fs = -1
@@ -125,6 +125,7 @@ class Instance(Seats):
             for request in self.aborts:
                 self.apply_abort(request)
             self.aborts = []
+        self.now_s = now / FS_PER_S
         self._decide(now)
 
     def wake(self, now: int) -> None:
@@ -168,7 +169,6 @@ class Instance(Seats):
 
     def _decide(self, now: int) -> None:
         """Ask the policy until it names something that takes time, or nothing at all."""
-        self.now_s = now / FS_PER_S
         empty = 0
         while self.running or self.num_waiting or self.swapped:
             self.plans += 1
@@ -181,6 +181,10 @@ class Instance(Seats):
                 for preemption in plan.preempt:
                     self.preempt(preemption, now)
                 took_time = self._chunked(plan.chunks, plan.decode, False, now)
+            elif isinstance(plan, Prefill):
+                chunks = [(r, r.target_tokens - r.prefilled) for r in plan.requests]
+                padded = self.sim.settings.padded(plan.padded)
+                took_time = self._chunked(chunks, False, padded, now)
             else:
                 took_time = self._execute(plan, now)
             if took_time:
@@ -193,10 +197,6 @@ class Instance(Seats):
 
     def _execute(self, plan: Plan, now: int) -> bool:
         """Carry out one of the rarer plans; False if it ran nothing."""
-        if isinstance(plan, Prefill):
-            chunks = [(r, r.target_tokens - r.prefilled) for r in plan.requests]
-            padded = self.sim.settings.padded(plan.padded)
-            return self._chunked(chunks, False, padded, now)
         if isinstance(plan, RunToCompletion):
             self.activity = STATIC
             batch = StaticBatch(self, plan, now)
@@ -268,13 +268,14 @@ class Instance(Seats):
             self.delay_fs = 0
         self.kind = DECODE
         self.extrapolated = piece.extrapolated
-        self.prefill_tokens = self.padded_tokens = 0
+        self.prefill_requests = self.prefill_tokens = self.padded_tokens = 0
         self._launch(now, limit, first, piece.slope_fs * batch, batch)
 
     def _launch(self, now: int, steps: N, first: int, increment: int, batch: N) -> None:
         """Start `steps` steps; `batch` is the number of requests that decode in them."""
         self.activity = STEPPING
         self.start_fs = now
+        self.start_s = self.now_s
         self.first_fs = first
         self.increment_fs = increment
         self.n_steps = steps
@@ -282,15 +283,17 @@ class Instance(Seats):
         self.queue_at_start = self.num_waiting
         self.cut = False
         if batch:
-            self.lead_fs = 0
-            self.veterans = 0
-            if self.joiners or self.last_emit_fs != now:
+            self.lead_fs = self.veterans = 0
+            if self.last_emit_fs != now:
                 self._note_stalls(now, batch)
+            elif self.joiners:
+                self._note_joiners(now)
         duration = first
         if steps > 1:
             duration = steps * first + increment * (steps * (steps - 1) // 2)
         self.end_fs = now + duration
-        self.schedule(self.timer, self.priority, duration)
+        timer = self.timer  # `timer.at`, without the call
+        heappush(timer.events, (self.end_fs, timer.priority, next(timer.serial), timer))
 
     def _end_span_after(self, steps: N) -> None:
         """Let the span under way end earlier, if `steps` is less than it has."""
@@ -302,15 +305,19 @@ class Instance(Seats):
             self.timer.at(end)
 
     def _note_stalls(self, now: int, batch: N) -> None:
-        """Find whose first inter-token gap is longer than the step."""
+        """The batch has stood still: its first inter-token gap is longer than the step."""
         veterans = batch - len(self.joiners)
+        self._note_joiners(now)
+        if veterans:
+            self.lead_fs = now - self.last_emit_fs
+            self.veterans = veterans
+
+    def _note_joiners(self, now: int) -> None:
+        """Find those that emitted their last token before now: their first gap is their own."""
         for request in self.joiners:
             if request.last_token_fs != now:
                 self.odd_waits.append(now - request.last_token_fs)
-        self.joiners = []
-        if veterans and self.last_emit_fs != now:
-            self.lead_fs = now - self.last_emit_fs
-            self.veterans = veterans
+        self.joiners.clear()
 
     # -- steps with prompt chunks -----------------------------------------------------------
 
@@ -363,7 +370,7 @@ class Instance(Seats):
         self.chunks = chunks
         self.kind = MIXED if batch else PREFILL
         self.prefill_tokens = charged = new
-        count = len(chunks)
+        self.prefill_requests = count = len(chunks)
         if padded:
             charged = context = count * longest
             quad = count * longest * longest
@@ -389,22 +396,22 @@ class Instance(Seats):
         """Account for `steps` steps of the span under way."""
         batch = self.batch
         chunks = self.chunks
-        odd = len(self.odd_waits) if batch else 0
+        odd_waits = self.odd_waits
         self.log.rows += PACK_STEP(
-            self.start_fs / FS_PER_S,
+            self.start_s,
             self.first_fs,
             self.increment_fs,
             self.lead_fs,
             self.kv_tokens + self.partial_tokens,
             steps,
             self.id,
-            len(chunks),
+            self.prefill_requests,
             self.prefill_tokens,
             self.padded_tokens,
             batch,
             batch,
             self.veterans,
-            odd,
+            len(odd_waits) if batch else 0,
             self.queue_at_start,
             self.kind,
             self.extrapolated,
@@ -417,9 +424,8 @@ class Instance(Seats):
                 self.free_blocks -= self.growth_over(steps)
             self.steps += steps
             self.kv_tokens += steps * batch
-            if odd:
-                for wait in self.odd_waits:
-                    self.log.gaps_fs.append(wait + self.first_fs)
+            if odd_waits:
+                self.log.gaps_fs += [wait + self.first_fs for wait in odd_waits]
                 self.odd_waits = []
         if chunks:
             self._end_chunks(now)

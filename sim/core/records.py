@@ -156,11 +156,15 @@ class StepLog:
         self.gaps_fs: list[int] = []
         self.swaps: list[tuple[float, float, N, N, N, str]] = []
 
-    def table(self, end_fs: int) -> NDArray[np.void]:
-        """Return the spans as a structured array of `STEP_DTYPE`, by start and instance.
+    def table(self) -> NDArray[np.void]:
+        """Return the spans as a structured array of `STEP_DTYPE`, by start and instance."""
+        rows = np.frombuffer(self.rows, dtype=STEP_DTYPE)
+        if len(rows) and (rows["instance"] != rows["instance"][0]).any():
+            return rows[np.lexsort((rows["instance"], rows["start_s"]))]
+        return rows
 
-        Static batches are logged ahead: what had not ended before `end_fs` is cut off.
-        """
+    def cut(self, end_fs: int) -> None:
+        """Drop what had not ended before `end_fs`: static batches are logged ahead."""
         rows = np.frombuffer(self.rows, dtype=STEP_DTYPE)
         n = rows["n_steps"].astype(np.int64)
         lengths = n * rows["first_fs"] + rows["increment_fs"] * (n * (n - 1) // 2)
@@ -170,8 +174,7 @@ class StepLog:
             elapsed = end_fs - to_fs(float(row["start_s"]))
             steps = steps_to_cover(elapsed, int(row["first_fs"]), int(row["increment_fs"])) - 1
             row["n_steps"] = min(int(row["n_steps"]), max(steps, 0))
-        rows = rows[rows["n_steps"] > 0]
-        return rows[np.lexsort((rows["instance"], rows["start_s"]))]
+        self.rows = bytearray(rows[rows["n_steps"] > 0].tobytes())
 
 
 @dataclass(frozen=True)

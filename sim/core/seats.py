@@ -30,6 +30,7 @@ class Seats(View):
         "joins",
         "last_emit_fs",
         "log",
+        "max_tokens",
         "output_len",
         "partial_tokens",
         "policy",
@@ -54,6 +55,8 @@ class Seats(View):
         self.sim = sim
         self.log: StepLog = sim.steps
         self.output_len = sim.output_len
+        self.max_tokens: N = min(spec.max_model_len, spec.total_blocks * spec.block_size + 1)
+        """Longest prompt + output served; the last output token is never cached."""
         self.swap_fs_per_block = to_fs(spec.swap_s_per_block)
         self.finishing: list[tuple[N, N, Request]] = []
         """Heap of (step counter at the last token, order of joining, request); an entry is stale

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 
 import numpy as np
 import simpy
-from numpy.typing import NDArray
 
 from sim.core.arrivals import Arrivals, ClosedArrivals, OpenArrivals
 from sim.core.instance import Instance
@@ -125,10 +124,9 @@ class Simulation:
         else:
             for instance in self.instances:
                 instance.settle_at(end)
-        steps = self.steps.table(end if horizon is not None else end + 1)
-        if horizon is not None:
-            self._record_unfinished(steps)
-        return self._record(end, steps)
+            self.steps.cut(end)
+            self._record_unfinished()
+        return self._record(end)
 
     # -- life of a request ------------------------------------------------------------------
 
@@ -143,9 +141,7 @@ class Simulation:
         instance = instances[0]
         if len(instances) > 1:
             instance = instances[self.policy.route(request, self.cluster)]
-        total = request.input_len + self.output_len[row]
-        spec = instance.spec
-        if total > spec.max_model_len or total - 1 > spec.total_blocks * spec.block_size:
+        if request.input_len + self.output_len[row] > instance.max_tokens:
             self.reject(request, None)
             return
         instance.enqueue(request)
@@ -187,7 +183,8 @@ class Simulation:
                     "asks for nothing and no event is left"
                 )
 
-    def _record_unfinished(self, steps: NDArray[np.void]) -> None:
+    def _record_unfinished(self) -> None:
+        steps = self.steps.table()
         for instance in self.instances:
             for request in instance.waiting:
                 self.requests.add(request, -1, request.emitted, UNFINISHED)
@@ -197,7 +194,8 @@ class Simulation:
                     emitted = instance.static.emitted(request, steps)
                 self.requests.add(request, -1, emitted, UNFINISHED)
 
-    def _record(self, end: int, steps: NDArray[np.void]) -> RunRecord:
+    def _record(self, end: int) -> RunRecord:
+        steps = self.steps.table()
         swaps = self.steps.swaps
         counts = {
             "preemptions_recompute": self.preemptions_recompute,

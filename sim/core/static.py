@@ -148,6 +148,7 @@ class StaticBatch:
         count = len(rows)
         kv, done, ended, end = self.kv, self.done, self.ended, self.end_fs
         before = done
+        charged = 0
         while done == before or self.fused:
             while ended < count and rows[ended][0] <= done:
                 if self.skip:
@@ -155,13 +156,16 @@ class StaticBatch:
                 ended += 1
             if done >= self.last:
                 break
-            charged = count - ended if self.skip else count
-            piece = instance.cost.decode(charged)
+            if self.skip or not charged:
+                charged = count - ended if self.skip else count
+                piece = instance.cost.decode(charged)
             while kv >= piece.kv_end and piece.next is not None:
                 piece = piece.next
             steps = 1
             if instance.fuse:
-                steps = min(rows[ended][0], self.last) - done
+                steps = rows[ended][0] - done
+                if done + steps > self.last:
+                    steps = self.last - done
                 if piece.next is not None:
                     steps = min(steps, -((kv - piece.kv_end) // charged))
             first = piece.base_fs + piece.slope_fs * kv
@@ -235,7 +239,7 @@ class StaticBatch:
         while self.left < len(self.rows) and self.rows[self.left][0] <= self.done:
             steps, request, _ = self.rows[self.left]
             self.left += 1
-            instance.release(request)
+            del instance.running[request.id]
             instance.sim.leave(request, instance, now, steps + 1)
 
     def _crash(self, now: int) -> None:
@@ -247,7 +251,7 @@ class StaticBatch:
         for request in reversed(self.requests):
             if request.id not in lost:
                 continue
-            instance.release(request)
+            del instance.running[request.id]
             request.first_token_fs = request.prefill_end_fs = request.prefill_start_fs = -1
             request.retries += 1
             if len(self.requests) == 1 or request.retries > MAX_RETRIES:

@@ -82,7 +82,7 @@ class StepCost(CostModel):
             mixed = self._mixed.get(batch)
             if mixed is None:
                 mixed = self._mixed[batch] = self._mixed_rows.row(batch)
-            total += mixed.of(batch, kv)
+            total += mixed.base + mixed.seq * batch + mixed.kv * kv
         return total if total > self._floor_fs else self._floor_fs
 
     def extrapolates(self, new: N, batch: N) -> bool:
