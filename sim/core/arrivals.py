@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import simpy
 
 from sim.core.loop import ARRIVAL, Timer
-from sim.types import N, to_fs
+from sim.types import FS_PER_S, N, to_fs
 
 if TYPE_CHECKING:
     from sim.core.simulation import Simulation
@@ -38,7 +38,7 @@ class OpenArrivals(Arrivals):
 
     def __init__(self, sim: Simulation, env: simpy.Environment, times_s: list[float]) -> None:
         super().__init__(sim, env, len(times_s))
-        self.times = [to_fs(t) for t in times_s]
+        self.times = [round(t * FS_PER_S) for t in times_s]
 
     def start(self) -> None:
         """Schedule the first arrival."""

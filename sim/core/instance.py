@@ -134,7 +134,7 @@ class Instance(Seats):
             if self.end_fs != now:
                 self.end_fs = now
                 self.timer.at(now)
-        elif self.n_steps > 1 and not self.cut and self.activity == STEPPING:
+        elif self.activity == STEPPING and self.n_steps > 1 and not self.cut:
             self.cut = True
             self._end_span_after(
                 steps_to_cover(now - self.start_fs, self.first_fs, self.increment_fs)

@@ -94,6 +94,7 @@ class Simulation:
         self.preemptions_recompute: N = 0
         self.preemptions_swap: N = 0
         self.instances = [Instance(i, s, policy, self, self.env) for i, s in enumerate(specs)]
+        self.only = self.instances[0] if len(specs) == 1 else None
         self.cluster = Cluster(self.instances, make_router(settings.router, settings.router_seed))
         self.arrivals: Arrivals
         self.closed: ClosedArrivals | None = None
@@ -137,10 +138,9 @@ class Simulation:
             request.priority = self.priority[row]
         if self.task is not None:
             request.task = self.trace.tasks[self.task[row]]
-        instances = self.instances
-        instance = instances[0]
-        if len(instances) > 1:
-            instance = instances[self.policy.route(request, self.cluster)]
+        instance = self.only
+        if instance is None:
+            instance = self.instances[self.policy.route(request, self.cluster)]
         if request.input_len + self.output_len[row] > instance.max_tokens:
             self.reject(request, None)
             return

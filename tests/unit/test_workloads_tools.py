@@ -1,0 +1,127 @@
+"""Describing, drawing and writing traces."""
+
+import gzip
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from sim.types import Trace
+from workloads.base import BadInput
+from workloads.describe import describe, plot_histogram
+from workloads.read import read_trace
+from workloads.workload import WorkloadConfig, generate
+from workloads.write import write_plain
+
+
+def trace_of(input_len, output_len, **columns):
+    return Trace(np.array(input_len, np.int64), np.array(output_len, np.int64), **columns)
+
+
+def test_describe_by_hand():
+    trace = trace_of(
+        [1, 2, 3, 4, 100],
+        [9, 8, 7, 6, 5],
+        arrival_s=np.array([1.0, 2, 3, 4, 9]),
+        source=np.array([0, 1, 0, 0, 0]),
+        sources=("a", "b"),
+        notes={"read": 5},
+    )
+    found = describe(trace)
+    assert (found["n"], found["span_s"], found["rate_per_s"]) == (5, 8.0, 0.5)
+    assert found["input_len"]["mean"] == 22
+    assert found["input_len"]["p50"] == 3
+    assert found["input_len"]["p25"] == 2
+    assert (found["output_len"]["min"], found["output_len"]["max"]) == (5, 9)
+    assert list(found["input_len"]) == [
+        "mean",
+        "min",
+        *(f"p{p}" for p in (1, 5, 10, 25, 50, 75, 90, 95, 99)),
+        "max",
+    ]
+    assert found["rank_correlation"] == pytest.approx(-1)
+    assert found["sources"] == {"a": 4, "b": 1}
+    assert found["notes"] == {"read": 5}
+
+
+def test_describe_what_is_not_defined():
+    found = describe(trace_of([5, 5], [1, 2]))
+    assert found["span_s"] is found["rate_per_s"] is found["rank_correlation"] is None
+    assert describe(trace_of([5], [1], arrival_s=np.array([2.0])))["rate_per_s"] is None
+
+
+@pytest.mark.parametrize("lengths", [[7] * 5, [1, 2], list(range(300, 500)), [1, 10**6]])
+@pytest.mark.parametrize("suffix", ["png", "pdf", "svg"])
+def test_plot(tmp_path, lengths, suffix):
+    path = tmp_path / f"h.{suffix}"
+    plot_histogram(trace_of(lengths, lengths[::-1], sources=("a$b",)), path)
+    assert path.stat().st_size > 2_000
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_written_times_come_back_exactly_and_bytes_repeat(tmp_path):
+    fields = {
+        "source": "mixed",
+        "num_requests": 2_000,
+        "arrivals": {"process": "poisson", "rate": 7},
+    }
+    trace = generate(WorkloadConfig(**fields), 0)
+    for name in ("a.csv", "a.csv.gz", "a.parquet"):
+        write_plain(trace, tmp_path / name)
+        once = (tmp_path / name).read_bytes()
+        write_plain(trace, tmp_path / name)
+        assert (tmp_path / name).read_bytes() == once
+        again = read_trace(tmp_path / name)
+        np.testing.assert_array_equal(again.arrival_s, trace.arrival_s)
+        np.testing.assert_array_equal(again.output_len, trace.output_len)
+        assert [again.sources[i] for i in again.source] == [trace.sources[i] for i in trace.source]
+    head = gzip.decompress((tmp_path / "a.csv.gz").read_bytes()).splitlines()[0]
+    assert head == b"arrived_at_s,prompt_tokens,output_tokens,source"
+
+
+def test_lengths_only_come_back_without_times(tmp_path):
+    write_plain(generate(WorkloadConfig(source="alpaca", num_requests=3), 0), tmp_path / "a.csv")
+    assert read_trace(tmp_path / "a.csv").arrival_s is None
+    assert (tmp_path / "a.csv").read_text().splitlines()[1].startswith(",")
+
+
+@pytest.mark.parametrize("write", [write_plain, plot_histogram])
+def test_suffix_and_place(tmp_path, write):
+    trace = trace_of([1, 2], [3, 4])
+    with pytest.raises(BadInput, match=r"a\.txt: cannot .*; valid suffixes: \."):
+        write(trace, tmp_path / "a.txt")
+    place = tmp_path / "no" / ("a.csv" if write is write_plain else "a.png")
+    with pytest.raises(BadInput, match=r"a\.(csv|png): cannot write: "):
+        write(trace, place)
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
+    path = tmp_path / "a.csv"
+    path.write_text("old")
+
+    def full(self, part, **options):
+        part.write_text("half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("pandas.DataFrame.to_csv", full)
+    with pytest.raises(BadInput, match=r"a.csv: cannot write: No space left on device"):
+        write_plain(trace_of([1], [1]), path)
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_nothing_heavy_is_imported_with_the_package():
+    heavy = "{'numpy', 'scipy', 'pandas', 'pyarrow', 'pydantic', 'matplotlib', 'yaml'}"
+    code = f"import sys, workloads; print({heavy} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"
+
+
+def test_public_names():
+    import workloads
+
+    for name in workloads.__all__:
+        assert callable(getattr(workloads, name))
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        workloads.nothing  # noqa: B018

@@ -1,0 +1,1 @@
+"""Trace formats, one file each: a module-level `FORMAT`. Adding a file here registers it."""
