@@ -32,7 +32,7 @@ from sim.types import (
     to_fs,
     to_fs_ceil,
 )
-from sim.types.request import PREFILLING, WAITING
+from sim.types.request import BRIDGED, PREFILLING, READY, WAITING
 
 if TYPE_CHECKING:
     from sim.core.simulation import Simulation
@@ -61,6 +61,7 @@ class Instance(Seats):
         "kind",
         "lead_fs",
         "n_steps",
+        "odd",
         "odd_waits",
         "padded_tokens",
         "plans",
@@ -98,6 +99,7 @@ class Instance(Seats):
         self.batch: N = 0
         self.veterans: N = 0
         self.odd_waits: list[int] = []
+        self.odd: N = 0
         self.cut = False
         self.chunks: Sequence[tuple[Request, N]] = ()
         self.kind = DECODE
@@ -123,9 +125,11 @@ class Instance(Seats):
         self.activity = IDLE
         if self.aborts:
             for request in self.aborts:
-                self.apply_abort(request)
+                self.apply_abort(request, now)
             self.aborts = []
         self.now_s = now / FS_PER_S
+        if self.bridge:
+            self.pull(now)
         self._decide(now)
 
     def wake(self, now: int) -> None:
@@ -143,8 +147,8 @@ class Instance(Seats):
     def abort(self, request: Request, now: int) -> None:
         """The client has gone: drop a waiting request now, a running one at the step's end."""
         request.aborted = True
-        if request.state == WAITING:
-            self.apply_abort(request)
+        if request.state in (WAITING, BRIDGED, READY):
+            self.apply_abort(request, now)
         else:
             self.aborts.append(request)
         self.wake(now)
@@ -170,7 +174,7 @@ class Instance(Seats):
     def _decide(self, now: int) -> None:
         """Ask the policy until it names something that takes time, or nothing at all."""
         empty = 0
-        while self.running or self.num_waiting or self.swapped:
+        while self.running or self.num_waiting or self.swapped or self.ready:
             self.plans += 1
             plan = self.policy.plan(self)
             if plan is None:
@@ -216,6 +220,13 @@ class Instance(Seats):
 
     def _decode(self, plan: Decode, now: int) -> bool:
         single = plan.changes
+        if plan.admit:
+            for request in plan.admit:
+                self.admit_ready(request)
+            if self.bridge:
+                self.pull(now)
+            if not single:
+                return False
         if single:
             self._change_batch(plan, now)
         if self.phases[-self.steps % self.block_size] > self.free_blocks:
@@ -284,6 +295,7 @@ class Instance(Seats):
         self.cut = False
         if batch:
             self.lead_fs = self.veterans = 0
+            self.odd = 0
             if self.last_emit_fs != now:
                 self._note_stalls(now, batch)
             elif self.joiners:
@@ -315,8 +327,12 @@ class Instance(Seats):
     def _note_joiners(self, now: int) -> None:
         """Find those that emitted their last token before now: their first gap is their own."""
         for request in self.joiners:
-            if request.last_token_fs != now:
+            if request.first_token_fs < 0:  # it emits its first token in this step
+                request.first_token_fs = now + self.first_fs
+                self.odd += 1
+            elif request.last_token_fs != now:
                 self.odd_waits.append(now - request.last_token_fs)
+                self.odd += 1
         self.joiners.clear()
 
     # -- steps with prompt chunks -----------------------------------------------------------
@@ -411,7 +427,7 @@ class Instance(Seats):
             batch,
             batch,
             self.veterans,
-            len(odd_waits) if batch else 0,
+            self.odd if batch else 0,
             self.queue_at_start,
             self.kind,
             self.extrapolated,

@@ -13,6 +13,7 @@ from sim.types import N
 # Order of events at one instant (smaller first). SimPy itself stops a run with priority 0.
 ARRIVAL = 1
 ABORT = 2
+TRANSFER = 3
 INSTANCE = 10
 """Step ends and plans come last, instance by instance: priority INSTANCE + index."""
 

@@ -21,7 +21,7 @@ FINISHED, REJECTED, UNFINISHED, ABORTED = range(4)
 KINDS = ("prefill", "decode", "mixed", "static_prefill", "static_decode")
 PREFILL, DECODE, MIXED, STATIC_PREFILL, STATIC_DECODE = range(5)
 
-_PACK_REQUEST = struct.Struct("<iiiiiiiiddddd").pack
+_PACK_REQUEST = struct.Struct("<iiiiiiiiddddddd").pack
 _REQUEST_DTYPE = np.dtype(
     [
         ("request_id", "<i4"),
@@ -35,6 +35,8 @@ _REQUEST_DTYPE = np.dtype(
         ("arrival_s", "<f8"),
         ("prefill_start_s", "<f8"),
         ("prefill_end_s", "<f8"),
+        ("transfer_start_s", "<f8"),
+        ("transfer_end_s", "<f8"),
         ("first_token_s", "<f8"),
         ("finish_s", "<f8"),
     ]
@@ -74,6 +76,16 @@ range the profile was fitted on.
 """
 
 
+_TIMES = (
+    "prefill_start_s",
+    "prefill_end_s",
+    "transfer_start_s",
+    "transfer_end_s",
+    "first_token_s",
+    "finish_s",
+)
+
+
 class RequestLog:
     """Rows of the requests that have left the system."""
 
@@ -94,6 +106,8 @@ class RequestLog:
             request.arrival_s,
             request.prefill_start_fs / FS_PER_S,
             request.prefill_end_fs / FS_PER_S,
+            request.transfer_start_fs / FS_PER_S,
+            request.transfer_end_fs / FS_PER_S,
             request.first_token_fs / FS_PER_S,
             finish_fs / FS_PER_S,
         )
@@ -123,11 +137,7 @@ class RequestLog:
             "decode_instance": rows["decode_instance"].astype(np.int64),
         }
         columns["queued_s"] = rows["arrival_s"].copy()  # a request queues where it arrives
-        for name in ("prefill_start_s", "prefill_end_s"):
-            columns[name] = _happened(rows[name])
-        columns["transfer_start_s"] = nan.copy()
-        columns["transfer_end_s"] = nan.copy()
-        for name in ("first_token_s", "finish_s"):
+        for name in _TIMES:
             columns[name] = _happened(rows[name])
         for name in ("preemptions", "cached_tokens", "retries"):
             columns[name] = rows[name].astype(np.int64)

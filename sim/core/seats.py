@@ -7,13 +7,23 @@ Nothing here takes time, except that KV copies leave a delay for the next step.
 
 from __future__ import annotations
 
+import abc
 from collections.abc import Sequence
 from heapq import heappush
 from typing import TYPE_CHECKING
 
 from sim.core.records import StepLog
 from sim.types import FS_PER_S, N, PlanError, Policy, Preemption, Request, View, to_fs
-from sim.types.request import DECODING, DONE, PAUSED, PREFILLING, SWAPPED, WAITING
+from sim.types.request import (
+    BRIDGED,
+    DECODING,
+    DONE,
+    PAUSED,
+    PREFILLING,
+    READY,
+    SWAPPED,
+    WAITING,
+)
 
 if TYPE_CHECKING:
     from sim.core.simulation import Simulation
@@ -26,6 +36,7 @@ class Seats(View):
     __slots__ = (
         "delay_fs",
         "finishing",
+        "in_transfer",
         "joiners",
         "joins",
         "last_emit_fs",
@@ -69,6 +80,8 @@ class Seats(View):
         """Tokens cached by prompts that are not prefilled completely."""
         self.delay_fs = 0
         """Time of KV copies that the next step has to wait for."""
+        self.in_transfer: dict[N, Request] = {}
+        """On their way here; their blocks are reserved."""
         self.preempting = False
         """Whether something was preempted since the last step."""
 
@@ -148,8 +161,9 @@ class Seats(View):
 
     def first_token(self, request: Request, now: int) -> None:
         """A prefill is complete: it emits a token, and the request joins the batch."""
-        if request.first_token_fs < 0:
+        if request.prefill_end_fs < 0:
             request.prefill_end_fs = now
+        if request.first_token_fs < 0:
             request.first_token_fs = now
         else:
             self.log.gaps_fs.append(now - request.last_token_fs)
@@ -158,8 +172,90 @@ class Seats(View):
         if request.emitted >= self.output_len[request.id]:
             self.release(request)
             self.sim.leave(request, self, now, request.emitted)
+        elif self.role == "prefill":
+            self.hand_over(request, now)
         else:
             self.join(request, request.target_tokens)
+
+    # -- from prefill to decode -------------------------------------------------------------
+
+    def hand_over(self, request: Request, now: int) -> None:
+        """Send a prefilled request to the bridge of a decode instance; its blocks stay here."""
+        if request.aborted:
+            self.release(request)
+            self.sim.leave(request, self, -1, request.emitted)
+            return
+        del self.running[request.id]
+        self.held_blocks += request.held_blocks
+        request.source = self.id
+        request.stamp = -1
+        request.state = BRIDGED
+        self.outstanding -= 1
+        self.outstanding_tokens -= request.input_len
+        if self.sim.settings.first_token == "decode":
+            # The decode instance computes the last prompt token again and emits token 1 itself.
+            request.emitted = 0
+            request.first_token_fs = -1
+        target = self.sim.instances[self.policy.route(request, self.sim.cluster)]
+        if target.role == "prefill":
+            raise self.broken(f"route() sends prefilled request {request.id} to a prefill instance")
+        request.home = target
+        target.bridge[request.id] = request
+        target.outstanding += 1
+        target.outstanding_tokens += request.input_len
+        target.wake(now)
+
+    def pull(self, now: int) -> None:
+        """Accept requests from the head of the bridge while the policy agrees."""
+        while self.bridge:
+            request = next(iter(self.bridge.values()))
+            if not self.policy.can_accept(self, request):
+                return
+            blocks = self.blocks_for(request.prefilled)
+            if blocks > self.free_blocks:
+                raise self.broken(
+                    f"can_accept() took request {request.id} of {blocks} KV blocks, "
+                    f"{self.free_blocks} are free"
+                )
+            del self.bridge[request.id]
+            self.free_blocks -= blocks
+            self.ready_blocks += blocks
+            self.in_transfer[request.id] = request
+            if request.transfer_start_fs < 0:
+                request.transfer_start_fs = now
+            self.sim.links.start(request, self.sim.instances[request.source], self, now)
+
+    def transfer_left(self, request: Request, now: int) -> None:
+        """The KV of a request has been copied away: its blocks are free."""
+        self.free_blocks += request.held_blocks
+        self.held_blocks -= request.held_blocks
+        self.wake(now)
+
+    def transfer_arrived(self, request: Request, now: int) -> None:
+        """The KV of a request is here."""
+        del self.in_transfer[request.id]
+        request.source = -1
+        reserved = self.blocks_for(request.prefilled)
+        if not request.emitted:
+            request.prefilled -= 1  # the last prompt token is computed again
+        request.held_blocks = self.blocks_for(request.prefilled)
+        self.free_blocks += reserved - request.held_blocks
+        self.ready_blocks -= reserved - request.held_blocks
+        if request.transfer_end_fs < 0:
+            request.transfer_end_fs = now
+        request.state = READY
+        self.ready[request.id] = request
+        if request.aborted:
+            self.apply_abort(request, now)
+        self.wake(now)
+
+    def admit_ready(self, request: Request) -> None:
+        """Let a transferred request join the batch."""
+        if self.ready.pop(request.id, None) is None:
+            raise self.broken(f"admission of request {request.id}, which is not ready here")
+        self.ready_blocks -= request.held_blocks
+        self.running[request.id] = request
+        self.join(request, request.prefilled)
 
     # -- eviction, swapping, aborts ---------------------------------------------------------
 
@@ -238,7 +334,7 @@ class Seats(View):
         self.partial_tokens -= request.prefilled
         self.join(request, request.prefilled)
 
-    def apply_abort(self, request: Request) -> None:
+    def apply_abort(self, request: Request, now: int) -> None:
         """Take out a request whose client has gone, wherever it is."""
         if request.state == DONE:
             return
@@ -251,6 +347,14 @@ class Seats(View):
             request.held_blocks = 0
         elif request.state == WAITING:
             self.dequeue(request)
+        elif request.state == BRIDGED:
+            if self.bridge.pop(request.id, None) is None:
+                return  # on its way: dropped on arrival
+            self.sim.instances[request.source].transfer_left(request, now)
+        elif request.state == READY:
+            del self.ready[request.id]
+            self.ready_blocks -= request.held_blocks
+            self.free_blocks += request.held_blocks
         else:
             self._drop(request)
         self.sim.leave(request, self, -1, request.emitted)
@@ -272,6 +376,10 @@ class Seats(View):
             (start / FS_PER_S, duration / FS_PER_S, self.id, request.id, blocks, direction)
         )
         self.delay_fs += duration
+
+    @abc.abstractmethod
+    def wake(self, now: int) -> None:
+        """Something changed: plan as soon as possible."""
 
     def broken(self, what: str) -> PlanError:
         """Return the error for a plan that breaks the contract."""

@@ -10,6 +10,7 @@ import simpy
 
 from sim.core.arrivals import Arrivals, ClosedArrivals, OpenArrivals
 from sim.core.instance import Instance
+from sim.core.links import Links
 from sim.core.loop import ABORT, Timer, new_environment
 from sim.core.records import (
     ABORTED,
@@ -25,6 +26,9 @@ from sim.core.seats import Seats
 from sim.core.spec import InstanceSpec, Settings
 from sim.types import FS_PER_S, Cluster, Deadlock, N, Policy, Request, Trace, to_fs, to_s
 from sim.types.request import DONE
+
+ROLE_ORDER = ("prefill", "mixed", "decode")
+"""Order of instances: what a prefill's end causes at a decode instance is in time for its plan."""
 
 
 def simulate(
@@ -48,18 +52,21 @@ def simulate(
 class Aborts:
     """Clients that give up a constant time after arrival: a queue, in order of arrival."""
 
-    def __init__(self, env: simpy.Environment, after_s: float) -> None:
+    def __init__(
+        self, env: simpy.Environment, instances: Sequence[Instance], after_s: float
+    ) -> None:
         self.env = env
+        self.instances = instances
         self.after_fs = to_fs(after_s)
         self.timer = Timer(env, self.fire, ABORT)
-        self.pending: deque[tuple[int, Request, Instance]] = deque()
+        self.pending: deque[tuple[int, Request]] = deque()
 
-    def watch(self, request: Request, instance: Instance) -> None:
+    def watch(self, request: Request) -> None:
         """Start the clock of a request that has just arrived."""
         due = request.arrival_fs + self.after_fs
         if not self.pending:
             self.timer.at(due)
-        self.pending.append((due, request, instance))
+        self.pending.append((due, request))
 
     def fire(self, timer: Timer) -> None:
         """Abort what is due and not done."""
@@ -67,9 +74,9 @@ class Aborts:
         now: int = self.env.now  # type: ignore[assignment]
         pending = self.pending
         while pending and (pending[0][0] <= now or pending[0][1].state == DONE):
-            _, request, instance = pending.popleft()
-            if request.state != DONE:
-                instance.abort(request, now)
+            _, request = pending.popleft()
+            if request.state != DONE and request.home is not None:
+                self.instances[request.home.id].abort(request, now)
         if pending:
             timer.at(pending[0][0])
 
@@ -94,8 +101,27 @@ class Simulation:
         self.preemptions_recompute: N = 0
         self.preemptions_swap: N = 0
         self.instances = [Instance(i, s, policy, self, self.env) for i, s in enumerate(specs)]
+        roles = [i.role for i in self.instances]
+        if roles != sorted(roles, key=ROLE_ORDER.index):
+            raise ValueError(f"prefill pools come first and decode pools last, not {roles}")
+        if ("decode" in roles) != ("prefill" in roles):
+            raise ValueError(f"prefill and decode pools need each other, got {roles}")
         self.only = self.instances[0] if len(specs) == 1 else None
-        self.cluster = Cluster(self.instances, make_router(settings.router, settings.router_seed))
+        self.decode_tokens: N = min(
+            [i.max_tokens for i in self.instances if i.role == "decode"], default=1 << 40
+        )
+        self.cluster = Cluster(
+            self.instances,
+            make_router(settings.router, settings.router_seed),
+            make_router(settings.decode_router, settings.router_seed),
+        )
+        self.links = Links(
+            self.env,
+            settings.link_bytes_per_s,
+            settings.link_latency_s,
+            settings.link_shared,
+            settings.link_overlap,
+        )
         self.arrivals: Arrivals
         self.closed: ClosedArrivals | None = None
         if settings.concurrency is not None:
@@ -109,7 +135,7 @@ class Simulation:
             self.arrivals = OpenArrivals(self, self.env, trace.arrival_s.tolist())
         self.aborts: Aborts | None = None
         if settings.abort_after_s is not None:
-            self.aborts = Aborts(self.env, settings.abort_after_s)
+            self.aborts = Aborts(self.env, self.instances, settings.abort_after_s)
 
     def run(self) -> RunRecord:
         """Run until all requests have left, or to the horizon."""
@@ -141,12 +167,17 @@ class Simulation:
         instance = self.only
         if instance is None:
             instance = self.instances[self.policy.route(request, self.cluster)]
-        if request.input_len + self.output_len[row] > instance.max_tokens:
+        total = request.input_len + self.output_len[row]
+        if instance.role == "prefill":
+            fits = request.input_len < instance.max_tokens and total <= self.decode_tokens
+        else:
+            fits = total <= instance.max_tokens
+        if not fits:
             self.reject(request, None)
             return
         instance.enqueue(request)
         if self.aborts is not None:
-            self.aborts.watch(request, instance)
+            self.aborts.watch(request)
         instance.wake(now)
 
     def leave(self, request: Request, instance: Seats, now: int, emitted: N) -> None:
@@ -188,8 +219,13 @@ class Simulation:
         for instance in self.instances:
             for request in instance.waiting:
                 self.requests.add(request, -1, request.emitted, UNFINISHED)
+            moving = [instance.bridge, instance.in_transfer, instance.ready]
+            for request in [r for held in moving for r in held.values()]:
+                self.requests.add(request, -1, request.emitted, UNFINISHED)
             for request in [*instance.running.values(), *instance.swapped.values()]:
                 emitted = instance.generated(request)
+                if request.first_token_fs >= self.env.now:  # due in the step cut by the horizon
+                    request.first_token_fs = -1
                 if instance.static is not None:
                     emitted = instance.static.emitted(request, steps)
                 self.requests.add(request, -1, emitted, UNFINISHED)

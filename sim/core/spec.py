@@ -16,6 +16,7 @@ class InstanceSpec:
         total_swap_blocks: blocks of host memory that swapped requests may fill.
         swap_s_per_block: seconds to copy one block between GPU and host, one way.
         max_step_tokens: padded prompt tokens whose activations fit; 0 means any number.
+        kv_token_bytes: KV bytes of one token, for transfers.
         gpu: name, for reports.
         tp: tensor-parallel degree, for reports.
     """
@@ -30,6 +31,7 @@ class InstanceSpec:
         total_swap_blocks: N = 0,
         swap_s_per_block: float = 0.0,
         max_step_tokens: N = 0,
+        kv_token_bytes: N = 0,
         gpu: str = "",
         tp: N = 1,
     ) -> None:
@@ -41,6 +43,7 @@ class InstanceSpec:
         self.total_swap_blocks = total_swap_blocks
         self.swap_s_per_block = swap_s_per_block
         self.max_step_tokens = max_step_tokens
+        self.kv_token_bytes = kv_token_bytes
         self.gpu = gpu
         self.tp = tp
 
@@ -60,6 +63,13 @@ class Settings:
         oom_restart_s: how long an instance is away after an out-of-memory event.
         concurrency: closed loop: requests in flight; None means open arrivals.
         think_s: closed loop: pause between a request's end and the next one's arrival.
+        decode_router: name of the router after prefill, when roles are split.
+        link_bytes_per_s: bandwidth of a link between a prefill and a decode instance, one way.
+        link_latency_s: time before the first byte of a transfer.
+        link_shared: all transfers share one link, instead of one for each pair of instances.
+        link_overlap: share of a transfer hidden behind the prefill.
+        first_token: `prefill` (the first token leaves when the prompt is done) or `decode` (the
+            decode instance emits it after the transfer and one step, as vLLM's P/D proxy does).
     """
 
     def __init__(
@@ -73,6 +83,12 @@ class Settings:
         oom_restart_s: float = 30.0,
         concurrency: N | None = None,
         think_s: float = 0.0,
+        decode_router: str = "shortest-queue",
+        link_bytes_per_s: float = 300e9,
+        link_latency_s: float = 0.0,
+        link_shared: bool = False,
+        link_overlap: float = 0.0,
+        first_token: str = "prefill",
     ) -> None:
         self.fuse_steps = fuse_steps
         self.padding = padding
@@ -83,6 +99,12 @@ class Settings:
         self.oom_restart_s = oom_restart_s
         self.concurrency = concurrency
         self.think_s = think_s
+        self.decode_router = decode_router
+        self.link_bytes_per_s = link_bytes_per_s
+        self.link_latency_s = link_latency_s
+        self.link_shared = link_shared
+        self.link_overlap = link_overlap
+        self.first_token = first_token
 
     def padded(self, wanted: bool) -> bool:
         """Whether a prompt batch is padded on this engine."""

@@ -66,9 +66,19 @@ class Decode(Plan):
         resume: paused requests that rejoin.
         swap_in: swapped requests whose blocks are copied back.
         preempt: requests preempted before the step.
+        admit: requests whose KV has been transferred here and that join the batch.
     """
 
-    __slots__ = ("changes", "max_steps", "pause", "preempt", "resume", "swap_in", "until_s")
+    __slots__ = (
+        "admit",
+        "changes",
+        "max_steps",
+        "pause",
+        "preempt",
+        "resume",
+        "swap_in",
+        "until_s",
+    )
 
     def __init__(
         self,
@@ -78,7 +88,9 @@ class Decode(Plan):
         resume: Sequence[Request] = (),
         swap_in: Sequence[Request] = (),
         preempt: Sequence[Preemption] = (),
+        admit: Sequence[Request] = (),
     ) -> None:
+        self.admit = admit
         self.max_steps = max_steps
         self.until_s = until_s
         self.pause = pause
@@ -86,6 +98,7 @@ class Decode(Plan):
         self.swap_in = swap_in
         self.preempt = preempt
         self.changes = bool(pause or resume or swap_in or preempt)
+        """Whether anything but admissions changes the batch."""
 
 
 class RunToCompletion(Plan):

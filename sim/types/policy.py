@@ -56,11 +56,14 @@ class Router(abc.ABC):
 
 
 class Cluster:
-    """All instances, as `route` sees them; `router` is the configured one."""
+    """All instances, as `route` sees them; the routers are the configured ones."""
 
-    def __init__(self, instances: Sequence[View], router: Router) -> None:
+    def __init__(self, instances: Sequence[View], router: Router, decode_router: Router) -> None:
         self.instances = instances
         self.router = router
+        self.decode_router = decode_router
+        self.entry = [i for i in instances if i.role != "decode"]
+        self.decode = [i for i in instances if i.role == "decode"]
 
 
 class Policy(abc.ABC):
@@ -83,8 +86,22 @@ class Policy(abc.ABC):
         return [Pool("mixed", cluster.gpus // cluster.min_tp, tp=cluster.min_tp)]
 
     def route(self, request: Request, cluster: Cluster) -> N:
-        """Return the id of the instance a newly arrived request goes to."""
-        return cluster.router.pick(request, cluster.instances).id
+        """Return the id of the instance a request goes to.
+
+        Asked at arrival, and again when a prefill instance has prefilled the prompt
+        (`request.prefilled` is not 0 then) for the instance that decodes.
+        """
+        if request.prefilled:
+            return cluster.decode_router.pick(request, cluster.decode).id
+        return cluster.router.pick(request, cluster.entry).id
+
+    def can_accept(self, view: View, request: Request) -> bool:
+        """Whether a decode instance pulls the head of its bridge queue now.
+
+        Asked at the instance's step ends and while it is idle. The answer must not turn from no
+        to yes while decode steps only shrink the free blocks.
+        """
+        return view.blocks_for(request.prefilled) <= view.free_blocks - view.growth_blocks
 
     @abc.abstractmethod
     def plan(self, view: View) -> Plan | None:

@@ -14,7 +14,9 @@ PREFILLING = 1
 DECODING = 2
 PAUSED = 3
 SWAPPED = 4
-DONE = 5
+BRIDGED = 5
+READY = 6
+DONE = 7
 
 
 class Request:
@@ -52,7 +54,10 @@ class Request:
         "seq",
         "stamp",
         "state",
+        "source",
         "steps_at_join",
+        "transfer_end_fs",
+        "transfer_start_fs",
     )
 
     def __init__(self, id: N, arrival_fs: int, arrival_s: float, input_len: N) -> None:
@@ -84,6 +89,9 @@ class Request:
         self.prefill_end_fs = -1
         self.first_token_fs = -1
         self.last_token_fs = -1
+        self.transfer_start_fs = -1
+        self.transfer_end_fs = -1
+        self.source: N = -1
         self.prefill_instance: N = -1
         self.decode_instance: N = -1
         self.emitted: N = 0

@@ -23,9 +23,11 @@ class View:
 
     __slots__ = (
         "block_size",
+        "bridge",
         "cost",
         "free_blocks",
         "free_swap_blocks",
+        "held_blocks",
         "id",
         "kv_tokens",
         "now_s",
@@ -37,6 +39,8 @@ class View:
         "phases",
         "preempted_last_step",
         "prefilling",
+        "ready",
+        "ready_blocks",
         "role",
         "running",
         "steps",
@@ -71,6 +75,14 @@ class View:
         self.prefilling: dict[N, Request] = {}
         self.paused: dict[N, Request] = {}
         self.swapped: dict[N, Request] = {}
+        self.bridge: dict[N, Request] = {}
+        """Prefilled elsewhere, routed here, not yet accepted; their KV is held at the source."""
+        self.ready: dict[N, Request] = {}
+        """Transferred here, not yet in the batch."""
+        self.ready_blocks: N = 0
+        """Blocks of ready requests and of those on their way."""
+        self.held_blocks: N = 0
+        """Blocks of prompts prefilled here whose KV has not left yet."""
         self.num_decoding: N = 0
         self.kv_tokens: N = 0
         """Tokens cached by the decoding requests."""

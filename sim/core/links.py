@@ -1,0 +1,120 @@
+"""Links that move KV caches between instances: latency, bandwidth, fair sharing."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import simpy
+
+from sim.core.loop import TRANSFER, Timer
+from sim.types import FS_PER_S, N, Request, to_fs
+
+if TYPE_CHECKING:
+    from sim.core.seats import Seats
+
+MIN_TRANSFER_FS = 1
+"""A transfer takes time: what a step's end causes is never in time for a plan made at that end."""
+
+
+class Transfer:
+    """A KV cache on its way from `source` to `target`."""
+
+    __slots__ = ("request", "source", "target", "work_fs")
+
+    def __init__(self, request: Request, source: Seats, target: Seats, work_fs: float) -> None:
+        self.request = request
+        self.source = source
+        self.target = target
+        self.work_fs = work_fs
+        """Femtoseconds the rest would take with the link to itself."""
+
+
+class Link:
+    """A link of `bytes_per_s`; transfers under way share it equally.
+
+    Equal sharing is that of long flows on one wire (processor sharing): n transfers each get 1/n of
+    the bandwidth, recomputed whenever one starts or ends. Latency is added to the work.
+    """
+
+    def __init__(self, env: simpy.Environment, bytes_per_s: float, latency_s: float) -> None:
+        self.env = env
+        self.bytes_per_s = bytes_per_s
+        self.latency_fs = to_fs(latency_s)
+        self.active: list[Transfer] = []
+        self.settled_fs = 0
+        self.due_fs = -1
+        self.timer = Timer(env, self.fire, TRANSFER)
+
+    def start(
+        self, request: Request, source: Seats, target: Seats, size_bytes: float, now: int
+    ) -> None:
+        """Start moving `size_bytes` of a request's KV."""
+        self._progress(now)
+        work = self.latency_fs + size_bytes / self.bytes_per_s * FS_PER_S
+        self.active.append(Transfer(request, source, target, work))
+        self._schedule(now)
+
+    def fire(self, timer: Timer) -> None:
+        """Transfers are done: source blocks come back, the target gets its requests."""
+        timer.callbacks = timer.armed
+        now: int = self.env._now  # type: ignore[assignment]
+        if now != self.due_fs:
+            return
+        self._progress(now)
+        least = min([t.work_fs for t in self.active])
+        done = [t for t in self.active if t.work_fs <= max(least, 0.5)]
+        self.active = [t for t in self.active if t.work_fs > max(least, 0.5)]
+        for transfer in done:
+            transfer.source.transfer_left(transfer.request, now)
+            transfer.target.transfer_arrived(transfer.request, now)
+        self.due_fs = -1
+        if self.active:
+            self._schedule(now)
+
+    def _progress(self, now: int) -> None:
+        """Account for the time since the last change."""
+        if self.active:
+            share = (now - self.settled_fs) / len(self.active)
+            for transfer in self.active:
+                transfer.work_fs -= share
+        self.settled_fs = now
+
+    def _schedule(self, now: int) -> None:
+        least: float = min([t.work_fs for t in self.active])
+        self.due_fs = now + max(round(least * len(self.active)), MIN_TRANSFER_FS)
+        self.timer.at(self.due_fs)
+
+
+class Links:
+    """The links of a cluster: one per pair of instances, or one that all share.
+
+    Args:
+        bytes_per_s: bandwidth of a link, one way.
+        latency_s: time before the first byte.
+        shared: whether all transfers share one link.
+        overlap: share of a transfer hidden behind the prefill (layer by layer, as in Splitwise).
+    """
+
+    def __init__(
+        self,
+        env: simpy.Environment,
+        bytes_per_s: float,
+        latency_s: float,
+        shared: bool,
+        overlap: float,
+    ) -> None:
+        self.env = env
+        self.bytes_per_s = bytes_per_s
+        self.latency_s = latency_s
+        self.shared = shared
+        self.exposed = 1.0 - overlap
+        self.links: dict[tuple[N, N], Link] = {}
+
+    def start(self, request: Request, source: Seats, target: Seats, now: int) -> None:
+        """Move a request's KV from `source` to `target`."""
+        key = (-1, -1) if self.shared else (source.id, target.id)
+        link = self.links.get(key)
+        if link is None:
+            link = self.links[key] = Link(self.env, self.bytes_per_s, self.latency_s)
+        size = request.prefilled * source.spec.kv_token_bytes * self.exposed
+        link.start(request, source, target, size, now)
