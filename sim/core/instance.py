@@ -169,6 +169,12 @@ class Instance(Seats):
         self.end_fs = now + max(to_fs(self.sim.settings.oom_restart_s), 1)
         self.timer.at(self.end_fs)
 
+    def steps_ended(self, now: int) -> N:
+        """Decode steps of the span under way that have ended before `now`."""
+        if self.activity != STEPPING or not self.batch:
+            return 0
+        return steps_to_cover(now - self.start_fs, self.first_fs, self.increment_fs) - 1
+
     # -- deciding ---------------------------------------------------------------------------
 
     def _decide(self, now: int) -> None:

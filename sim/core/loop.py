@@ -14,6 +14,7 @@ from sim.types import N
 ARRIVAL = 1
 ABORT = 2
 TRANSFER = 3
+MONITOR = 4
 INSTANCE = 10
 """Step ends and plans come last, instance by instance: priority INSTANCE + index."""
 

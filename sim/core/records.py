@@ -21,7 +21,7 @@ FINISHED, REJECTED, UNFINISHED, ABORTED = range(4)
 KINDS = ("prefill", "decode", "mixed", "static_prefill", "static_decode")
 PREFILL, DECODE, MIXED, STATIC_PREFILL, STATIC_DECODE = range(5)
 
-_PACK_REQUEST = struct.Struct("<iiiiiiiiddddddd").pack
+_PACK_REQUEST = struct.Struct("<iiiiiiiidddddddd").pack
 _REQUEST_DTYPE = np.dtype(
     [
         ("request_id", "<i4"),
@@ -33,6 +33,7 @@ _REQUEST_DTYPE = np.dtype(
         ("retries", "<i4"),
         ("status", "<i4"),
         ("arrival_s", "<f8"),
+        ("deadline_s", "<f8"),
         ("prefill_start_s", "<f8"),
         ("prefill_end_s", "<f8"),
         ("transfer_start_s", "<f8"),
@@ -104,6 +105,7 @@ class RequestLog:
             request.retries,
             status,
             request.arrival_s,
+            request.deadline_s,
             request.prefill_start_fs / FS_PER_S,
             request.prefill_end_fs / FS_PER_S,
             request.transfer_start_fs / FS_PER_S,
@@ -120,7 +122,6 @@ class RequestLog:
         rows = np.frombuffer(self._rows, dtype=_REQUEST_DTYPE)
         rows = rows[np.argsort(rows["request_id"], kind="stable")]
         ids = rows["request_id"]
-        nan = np.full(len(rows), np.nan)
         columns: dict[str, NDArray[np.generic]] = {
             "request_id": ids.astype(np.int64),
             "arrival_s": rows["arrival_s"].copy(),
@@ -132,7 +133,7 @@ class RequestLog:
             "priority": np.zeros(len(ids), np.int64)
             if trace.priority is None
             else trace.priority[ids],
-            "deadline_s": nan,
+            "deadline_s": _happened(rows["deadline_s"]),
             "prefill_instance": rows["prefill_instance"].astype(np.int64),
             "decode_instance": rows["decode_instance"].astype(np.int64),
         }

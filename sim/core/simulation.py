@@ -12,6 +12,7 @@ from sim.core.arrivals import Arrivals, ClosedArrivals, OpenArrivals
 from sim.core.instance import Instance
 from sim.core.links import Links
 from sim.core.loop import ABORT, Timer, new_environment
+from sim.core.monitor import Monitor
 from sim.core.records import (
     ABORTED,
     FINISHED,
@@ -122,6 +123,13 @@ class Simulation:
             settings.link_shared,
             settings.link_overlap,
         )
+        self.source = None if trace.source is None else trace.source.tolist()
+        self.monitor: Monitor | None = None
+        if policy.monitor_period_s > 0:
+            self.monitor = Monitor(self.env, policy, self.instances)
+        self.annotate = bool(
+            settings.ttft_slo_s or settings.e2e_slo_s or settings.predictor or self.monitor
+        )
         self.arrivals: Arrivals
         self.closed: ClosedArrivals | None = None
         if settings.concurrency is not None:
@@ -140,6 +148,8 @@ class Simulation:
     def run(self) -> RunRecord:
         """Run until all requests have left, or to the horizon."""
         self.arrivals.start()
+        if self.monitor is not None:
+            self.monitor.start()
         horizon = self.settings.horizon_s
         if horizon is None:
             self.env.run()
@@ -164,6 +174,8 @@ class Simulation:
             request.priority = self.priority[row]
         if self.task is not None:
             request.task = self.trace.tasks[self.task[row]]
+        if self.annotate:
+            self._annotate(request, row)
         instance = self.only
         if instance is None:
             instance = self.instances[self.policy.route(request, self.cluster)]
@@ -179,6 +191,21 @@ class Simulation:
         if self.aborts is not None:
             self.aborts.watch(request)
         instance.wake(now)
+
+    def _annotate(self, request: Request, row: N) -> None:
+        """Add what some policies know about a request: bounds and a predicted length."""
+        settings = self.settings
+        source = 0 if self.source is None else self.source[row]
+        if settings.ttft_slo_s and settings.ttft_slo_s[source] >= 0:
+            request.deadline_s = request.arrival_s + settings.ttft_slo_s[source]
+        if settings.e2e_slo_s:
+            request.e2e_slo_s = settings.e2e_slo_s[source]
+        if settings.predictor is not None:
+            request.predicted_output_len = settings.predictor.predict(self.output_len[row])
+        if self.monitor is not None:
+            self.monitor.arrived += 1
+            self.monitor.arrived_tokens += request.input_len
+            self.monitor.expecting = row + 1 < len(self.input_len)
 
     def leave(self, request: Request, instance: Seats, now: int, emitted: N) -> None:
         """Record a request that has emitted its last token (or whose client has gone)."""

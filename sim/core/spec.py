@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+from sim.core.predictors import LengthPredictor
 from sim.types import CostModel, N
 
 
@@ -68,6 +71,9 @@ class Settings:
         link_latency_s: time before the first byte of a transfer.
         link_shared: all transfers share one link, instead of one for each pair of instances.
         link_overlap: share of a transfer hidden behind the prefill.
+        ttft_slo_s: TTFT bound of each source of the trace, by index; -1 none; empty: no bounds.
+        e2e_slo_s: end-to-end bound likewise.
+        predictor: tells policies an output length; None tells 0.
         first_token: `prefill` (the first token leaves when the prompt is done) or `decode` (the
             decode instance emits it after the transfer and one step, as vLLM's P/D proxy does).
     """
@@ -89,6 +95,9 @@ class Settings:
         link_shared: bool = False,
         link_overlap: float = 0.0,
         first_token: str = "prefill",
+        ttft_slo_s: Sequence[float] = (),
+        e2e_slo_s: Sequence[float] = (),
+        predictor: LengthPredictor | None = None,
     ) -> None:
         self.fuse_steps = fuse_steps
         self.padding = padding
@@ -105,6 +114,9 @@ class Settings:
         self.link_shared = link_shared
         self.link_overlap = link_overlap
         self.first_token = first_token
+        self.ttft_slo_s = ttft_slo_s
+        self.e2e_slo_s = e2e_slo_s
+        self.predictor = predictor
 
     def padded(self, wanted: bool) -> bool:
         """Whether a prompt batch is padded on this engine."""

@@ -2,9 +2,10 @@
 
 from sim.types.costs import FOREVER, CostModel, DecodePiece
 from sim.types.errors import BadInput, Deadlock, PlanError, SimulationError
+from sim.types.monitor import InstanceSample, Snapshot
 from sim.types.plans import Decode, Mixed, Plan, Preemption, Prefill, RunToCompletion, Wait
 from sim.types.policy import Cluster, ClusterInfo, Policy, Pool, Router
-from sim.types.queues import Fifo, WaitQueue
+from sim.types.queues import ByKey, Fifo, WaitQueue
 from sim.types.request import Request
 from sim.types.trace import Trace
 from sim.types.units import FS_PER_S, N, to_fs, to_fs_ceil, to_s
@@ -14,6 +15,7 @@ __all__ = [
     "FOREVER",
     "FS_PER_S",
     "BadInput",
+    "ByKey",
     "Cluster",
     "ClusterInfo",
     "CostModel",
@@ -21,6 +23,7 @@ __all__ = [
     "Decode",
     "DecodePiece",
     "Fifo",
+    "InstanceSample",
     "Mixed",
     "N",
     "Plan",
@@ -33,6 +36,7 @@ __all__ = [
     "Router",
     "RunToCompletion",
     "SimulationError",
+    "Snapshot",
     "Trace",
     "View",
     "Wait",

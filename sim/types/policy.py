@@ -6,6 +6,7 @@ import abc
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
+from sim.types.monitor import Snapshot
 from sim.types.plans import Plan, Preemption
 from sim.types.queues import Fifo, WaitQueue
 from sim.types.request import Request
@@ -77,6 +78,11 @@ class Policy(abc.ABC):
     Config: ClassVar[type[Any]]
     name: ClassVar[str] = ""
 
+    monitor_period_s: float = 0.0
+    """How often the monitor samples the cluster for `on_monitor`; 0: never."""
+    monitor_delay_s: float = 0.0
+    """How old a snapshot is when it arrives."""
+
     def new_queue(self) -> WaitQueue:
         """Return an empty waiting queue of the type this policy wants."""
         return Fifo()
@@ -106,6 +112,9 @@ class Policy(abc.ABC):
     @abc.abstractmethod
     def plan(self, view: View) -> Plan | None:
         """Decide what the instance does next; None leaves it idle until the next event."""
+
+    def on_monitor(self, snapshot: Snapshot) -> None:  # noqa: B027
+        """Take note of a snapshot. Between two of them `plan` stays pure."""
 
     def victim(self, view: View) -> Preemption:
         """Name the request to evict when the batch cannot grow: the last admitted, recomputed."""

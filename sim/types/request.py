@@ -29,6 +29,7 @@ class Request:
     __slots__ = (
         "arrival_s",
         "deadline_s",
+        "e2e_slo_s",
         "home",
         "id",
         "input_len",
@@ -73,6 +74,9 @@ class Request:
         self.priority: N = 0
         self.task = "online"
         self.deadline_s = -1.0
+        """Latest time of the first token by the request's TTFT bound; -1: no bound."""
+        self.e2e_slo_s = -1.0
+        """End-to-end bound, seconds after arrival; -1: no bound."""
         self.predicted_output_len: N = 0
         self.preemptions: N = 0
         self.retries: N = 0

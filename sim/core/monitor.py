@@ -1,0 +1,76 @@
+"""The monitor: samples all instances every period and tells the policy, after a delay."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import simpy
+
+from sim.core.loop import MONITOR, Timer
+from sim.types import FS_PER_S, N, Policy, to_fs
+from sim.types.monitor import InstanceSample, Snapshot
+
+if TYPE_CHECKING:
+    from sim.core.instance import Instance
+
+
+class Monitor:
+    """Publishes a `Snapshot` every `policy.monitor_period_s`, `monitor_delay_s` late.
+
+    Sampling reads state as of the last step that has ended, computed from the span under way: it
+    ends no span. It stops when nothing is outstanding and no request is to come.
+    """
+
+    def __init__(
+        self, env: simpy.Environment, policy: Policy, instances: Sequence[Instance]
+    ) -> None:
+        self.env = env
+        self.policy = policy
+        self.instances = instances
+        self.period_fs = to_fs(policy.monitor_period_s)
+        self.delay_fs = to_fs(policy.monitor_delay_s)
+        self.sampler = Timer(env, self.sample, MONITOR)
+        self.messenger = Timer(env, self.deliver, MONITOR)
+        self.on_its_way: deque[tuple[int, Snapshot]] = deque()
+        self.arrived: N = 0
+        """Requests that have arrived since the last sample."""
+        self.arrived_tokens: N = 0
+        self.expecting = True
+        """Whether requests are still to come."""
+
+    def start(self) -> None:
+        """Sample at time 0 and then every period."""
+        self.sampler.at(0)
+
+    def sample(self, timer: Timer) -> None:
+        """Take a sample and send it."""
+        timer.callbacks = timer.armed
+        now: int = self.env._now  # type: ignore[assignment]
+        samples = [self._sample_of(i, now) for i in self.instances]
+        mean = self.arrived_tokens / self.arrived if self.arrived else 0.0
+        rate = self.arrived / (self.period_fs / FS_PER_S)
+        self.on_its_way.append((now + self.delay_fs, Snapshot(now / FS_PER_S, samples, rate, mean)))
+        self.messenger.at(now + self.delay_fs)
+        self.arrived = self.arrived_tokens = 0
+        if self.expecting or any(i.outstanding for i in self.instances):
+            timer.at(now + self.period_fs)
+
+    def deliver(self, timer: Timer) -> None:
+        """Hand the oldest snapshot to the policy."""
+        timer.callbacks = timer.armed
+        _, snapshot = self.on_its_way.popleft()
+        self.policy.on_monitor(snapshot)
+
+    def _sample_of(self, instance: Instance, now: int) -> InstanceSample:
+        steps = instance.steps_ended(now)
+        return InstanceSample(
+            instance.id,
+            instance.role,
+            instance.free_blocks - instance.growth_over(steps),
+            instance.total_blocks,
+            instance.num_waiting,
+            instance.waiting.tokens,
+            len(instance.running),
+        )
