@@ -43,7 +43,8 @@ class StaticBatch:
         if self.padded:
             self.lens = [max(self.lens)] * len(self.lens)
         output_len = instance.output_len
-        order = sorted([(output_len[r.id] - 1, i) for i, r in enumerate(self.requests)])
+        cap = plan.max_new_tokens or (1 << 40)
+        order = sorted([(min(output_len[r.id], cap) - 1, i) for i, r in enumerate(self.requests)])
         self.rows = [(left, self.requests[i], self.lens[i]) for left, i in order]
         """(decode steps to the last token, request, charged prompt length), first to end first."""
         self.kv: N = sum(self.lens)

@@ -110,9 +110,10 @@ class RunToCompletion(Plan):
         release: `together` (results leave when the batch ends) or `each` (a finished row's result
             leaves at once).
         finished_rows: `compute` (a finished row is charged until the batch ends) or `skip`.
+        max_new_tokens: generation stops after so many tokens, whatever is missing; None: never.
     """
 
-    __slots__ = ("finished_rows", "padded", "release", "requests")
+    __slots__ = ("finished_rows", "max_new_tokens", "padded", "release", "requests")
 
     def __init__(
         self,
@@ -120,11 +121,13 @@ class RunToCompletion(Plan):
         padded: bool = True,
         release: str = "together",
         finished_rows: str = "compute",
+        max_new_tokens: N | None = None,
     ) -> None:
         self.requests = requests
         self.padded = padded
         self.release = release
         self.finished_rows = finished_rows
+        self.max_new_tokens = max_new_tokens
 
 
 class Wait(Plan):
