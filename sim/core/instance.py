@@ -135,7 +135,9 @@ class Instance(Seats):
     def wake(self, now: int) -> None:
         """Something changed: plan at this instant if idle, else when the step under way ends."""
         if self.activity == IDLE:
-            if self.end_fs != now:
+            if self.end_fs != now and (
+                self.num_waiting or self.running or self.bridge or self.ready or self.swapped
+            ):
                 self.end_fs = now
                 self.timer.at(now)
         elif self.activity == STEPPING and self.n_steps > 1 and not self.cut:

@@ -60,10 +60,15 @@ class Link:
         now: int = self.env._now  # type: ignore[assignment]
         if now != self.due_fs:
             return
-        self._progress(now)
-        least = min([t.work_fs for t in self.active])
-        done = [t for t in self.active if t.work_fs <= max(least, 0.5)]
-        self.active = [t for t in self.active if t.work_fs > max(least, 0.5)]
+        done = self.active
+        if len(done) == 1:
+            self.active = []
+        else:
+            self._progress(now)
+            limit = max(min([t.work_fs for t in done]), 0.5)
+            self.active = [t for t in done if t.work_fs > limit]
+            done = [t for t in done if t.work_fs <= limit]
+        self.settled_fs = now
         for transfer in done:
             transfer.source.transfer_left(transfer.request, now)
             transfer.target.transfer_arrived(transfer.request, now)
@@ -80,8 +85,11 @@ class Link:
         self.settled_fs = now
 
     def _schedule(self, now: int) -> None:
-        least: float = min([t.work_fs for t in self.active])
-        self.due_fs = now + max(round(least * len(self.active)), MIN_TRANSFER_FS)
+        active = self.active
+        least = active[0].work_fs
+        if len(active) > 1:
+            least = min([t.work_fs for t in active]) * len(active)
+        self.due_fs = now + max(round(least), MIN_TRANSFER_FS)
         self.timer.at(self.due_fs)
 
 
