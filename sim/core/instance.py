@@ -64,6 +64,7 @@ class Instance(Seats):
         "odd",
         "odd_waits",
         "padded_tokens",
+        "pipeline",
         "plans",
         "prefill_requests",
         "prefill_tokens",
@@ -80,7 +81,9 @@ class Instance(Seats):
     ) -> None:
         super().__init__(id, spec, policy, sim)
         self.env = env
-        self.fuse = sim.settings.fuse_steps
+        self.pipeline = sim.pipeline_of(spec)
+        # A lane's step depends on the other lanes: nothing to fuse.
+        self.fuse = sim.settings.fuse_steps and self.pipeline is None
         self.timer = Timer(env, self.fire, INSTANCE + id)
         self.activity = IDLE
         self.end_fs = -1
@@ -127,6 +130,10 @@ class Instance(Seats):
             for request in self.aborts:
                 self.apply_abort(request, now)
             self.aborts = []
+        if self.pipeline is not None and self.pipeline.free_fs[0] > now:
+            self.end_fs = self.pipeline.free_fs[0]
+            self.timer.at(self.end_fs)
+            return
         self.now_s = now / FS_PER_S
         if self.bridge:
             self.pull(now)
@@ -292,6 +299,8 @@ class Instance(Seats):
 
     def _launch(self, now: int, steps: N, first: int, increment: int, batch: N) -> None:
         """Start `steps` steps; `batch` is the number of requests that decode in them."""
+        if self.pipeline is not None:
+            first = self.pipeline.enter(now, first) - now
         self.activity = STEPPING
         self.start_fs = now
         self.start_s = self.now_s

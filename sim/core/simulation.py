@@ -13,6 +13,7 @@ from sim.core.instance import Instance
 from sim.core.links import Links
 from sim.core.loop import ABORT, Timer, new_environment
 from sim.core.monitor import Monitor
+from sim.core.pipeline import Pipeline
 from sim.core.records import (
     ABORTED,
     FINISHED,
@@ -101,6 +102,7 @@ class Simulation:
         self.oom_events: N = 0
         self.preemptions_recompute: N = 0
         self.preemptions_swap: N = 0
+        self.pipelines: dict[N, Pipeline] = {}
         self.instances = [Instance(i, s, policy, self, self.env) for i, s in enumerate(specs)]
         roles = [i.role for i in self.instances]
         if roles != sorted(roles, key=ROLE_ORDER.index):
@@ -164,6 +166,14 @@ class Simulation:
             self.steps.cut(end)
             self._record_unfinished()
         return self._record(end)
+
+    def pipeline_of(self, spec: InstanceSpec) -> Pipeline | None:
+        """Return the stages that an instance of `spec` shares with other lanes."""
+        if spec.pipeline < 0:
+            return None
+        if spec.pipeline not in self.pipelines:
+            self.pipelines[spec.pipeline] = Pipeline(spec.stages)
+        return self.pipelines[spec.pipeline]
 
     # -- life of a request ------------------------------------------------------------------
 

@@ -20,6 +20,8 @@ class InstanceSpec:
         swap_s_per_block: seconds to copy one block between GPU and host, one way.
         max_step_tokens: padded prompt tokens whose activations fit; 0 means any number.
         kv_token_bytes: KV bytes of one token, for transfers.
+        pipeline: lanes with the same number >= 0 share the stages of one engine; -1: no lane.
+        stages: pipeline stages that the lanes share.
         gpu: name, for reports.
         tp: tensor-parallel degree, for reports.
     """
@@ -35,6 +37,8 @@ class InstanceSpec:
         swap_s_per_block: float = 0.0,
         max_step_tokens: N = 0,
         kv_token_bytes: N = 0,
+        pipeline: N = -1,
+        stages: N = 1,
         gpu: str = "",
         tp: N = 1,
     ) -> None:
@@ -47,6 +51,8 @@ class InstanceSpec:
         self.swap_s_per_block = swap_s_per_block
         self.max_step_tokens = max_step_tokens
         self.kv_token_bytes = kv_token_bytes
+        self.pipeline = pipeline
+        self.stages = stages
         self.gpu = gpu
         self.tp = tp
 
