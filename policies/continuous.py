@@ -18,8 +18,10 @@ from policies.base import (
     Prefill,
     Request,
     View,
+    WaitQueue,
     policy,
 )
+from policies.parts.orders import lowest_rank, ordered_queue
 
 GO_ON = Decode()
 
@@ -29,6 +31,11 @@ class ContinuousConfig(Config):
 
     scheduler: Literal["v1", "v0"] = Field(
         "v1", description="v1: one token budget, chunked prefill; v0: prefill-only steps first"
+    )
+    order: Literal["fcfs", "sjf", "edf", "priority"] = Field(
+        "fcfs",
+        description="who waits first: arrival, shortest prompt, earliest TTFT deadline, "
+        "or smallest (priority, arrival)",
     )
     max_num_seqs: int = Field(256, ge=1, description="requests running at a time, at most")
     max_num_batched_tokens: int = Field(2048, ge=1, description="tokens in one step, at most")
@@ -71,10 +78,18 @@ class Continuous(Policy):
     the latest arrivals, recomputed or swapped to host memory; swapped requests come back before any
     new prefill.
 
-    Deviations and assumptions: scheduling is synchronous (a step is formed when the last has
-    ended). In `v0` a prompt longer than the budget runs alone, and the watermark is waived when
-    nothing runs, where vLLM would refuse the prompt for good. `max_num_seqs` 256 and 2048 tokens
-    are vLLM's class defaults of that era; its entry points choose by GPU.
+    Both take waiting requests by `order`. With `sjf` and `edf` (no deadline: last) preempted
+    requests stand in front, as with `fcfs`; with `priority`, as in vLLM, they go back to their rank
+    and the victim is the running request of lowest priority, of those the last to arrive. Whatever
+    the order, a head of the queue that does not fit holds up the rest.
+
+    Deviations and assumptions: vLLM has `fcfs` and `priority`; `sjf` and `edf` are the plain
+    textbook rules, so a long prompt may wait for ever and a deadline already missed still comes
+    first. A waiting request of high priority evicts nobody, as in V1. Scheduling is synchronous (a
+    step is formed when the last has ended). In `v0` a prompt longer than the budget runs alone, and
+    the watermark is waived when nothing runs, where vLLM would refuse the prompt for good.
+    `max_num_seqs` 256 and 2048 tokens are vLLM's class defaults of that era; its entry points
+    choose by GPU.
 
     Complexity: O(admitted + unfinished prompts) per call.
 
@@ -85,6 +100,7 @@ class Continuous(Policy):
 
     def __init__(self, config: ContinuousConfig) -> None:
         self.v1 = config.scheduler == "v1"
+        self.order: str = config.order
         self.max_num_seqs: N = config.max_num_seqs
         self.max_num_batched_tokens: N = config.max_num_batched_tokens
         self.chunk_limit: N = config.long_prefill_token_threshold or config.max_num_batched_tokens
@@ -92,6 +108,10 @@ class Continuous(Policy):
         self.count_padded = config.token_count == "padded"
         self.padded = config.padded
         self.swap = config.preemption_mode == "swap" and not self.v1
+
+    def new_queue(self) -> WaitQueue:
+        """Return a queue in the configured order."""
+        return ordered_queue(self.order)
 
     def plan(self, view: View) -> Plan | None:
         """Decide the next step."""
@@ -117,7 +137,9 @@ class Continuous(Policy):
         return GO_ON if decoding else None
 
     def victim(self, view: View) -> Preemption:
-        """Evict the last admitted (v1) or the latest arrival (v0)."""
+        """Evict the last admitted (v1), the latest arrival (v0), or the lowest priority."""
+        if self.order == "priority":
+            return Preemption(lowest_rank(view.running), self.swap)
         last = view.running[next(reversed(view.running))]
         if not self.v1:
             for request in view.running.values():

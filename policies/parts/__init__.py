@@ -1,0 +1,1 @@
+"""Helpers shared by policies; they know no registry and no policy."""
