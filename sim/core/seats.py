@@ -36,6 +36,7 @@ class Seats(View):
     __slots__ = (
         "delay_fs",
         "finishing",
+        "hands_over",
         "in_transfer",
         "joiners",
         "joins",
@@ -63,6 +64,8 @@ class Seats(View):
         )
         self.spec = spec
         self.policy = policy
+        self.hands_over = spec.role == "prefill" or policy.places_decode
+        """Whether a prompt's end asks the policy where the request decodes."""
         self.sim = sim
         self.log: StepLog = sim.steps
         self.output_len = sim.output_len
@@ -172,7 +175,7 @@ class Seats(View):
         if request.emitted >= self.output_len[request.id]:
             self.release(request)
             self.sim.leave(request, self, now, request.emitted)
-        elif self.role == "prefill":
+        elif self.hands_over:
             self.hand_over(request, now)
         else:
             self.join(request, request.target_tokens)
@@ -180,11 +183,20 @@ class Seats(View):
     # -- from prefill to decode -------------------------------------------------------------
 
     def hand_over(self, request: Request, now: int) -> None:
-        """Send a prefilled request to the bridge of a decode instance; its blocks stay here."""
+        """Send a prefilled request to the bridge of the instance where it decodes, if not here.
+
+        Its blocks stay here until they are copied.
+        """
         if request.aborted:
             self.release(request)
             self.sim.leave(request, self, -1, request.emitted)
             return
+        target = self.sim.instances[self.policy.route(request, self.sim.cluster)]
+        if target is self:
+            self.join(request, request.target_tokens)
+            return
+        if target.role == "prefill" and not self.policy.places_decode:
+            raise self.broken(f"route() sends prefilled request {request.id} to a prefill instance")
         del self.running[request.id]
         self.held_blocks += request.held_blocks
         request.source = self.id
@@ -196,14 +208,13 @@ class Seats(View):
             # The decode instance computes the last prompt token again and emits token 1 itself.
             request.emitted = 0
             request.first_token_fs = -1
-        target = self.sim.instances[self.policy.route(request, self.sim.cluster)]
-        if target.role == "prefill":
-            raise self.broken(f"route() sends prefilled request {request.id} to a prefill instance")
         request.home = target
         target.bridge[request.id] = request
         target.outstanding += 1
         target.outstanding_tokens += request.input_len
-        target.wake(now)
+        # An instance of lower index has planned at this instant already (or will find out only
+        # when its span is cut here): for it the request comes just after.
+        target.wake(now if target.id > self.id else now + 1)
 
     def pull(self, now: int) -> None:
         """Accept requests from the head of the bridge while the policy agrees."""

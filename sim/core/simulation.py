@@ -110,8 +110,11 @@ class Simulation:
         if ("decode" in roles) != ("prefill" in roles):
             raise ValueError(f"prefill and decode pools need each other, got {roles}")
         self.only = self.instances[0] if len(specs) == 1 else None
+        anywhere = policy.places_decode
+        self.tells = anywhere
         self.decode_tokens: N = min(
-            [i.max_tokens for i in self.instances if i.role == "decode"], default=1 << 40
+            [i.max_tokens for i in self.instances if anywhere or i.role == "decode"],
+            default=1 << 40,
         )
         self.cluster = Cluster(
             self.instances,
@@ -190,7 +193,7 @@ class Simulation:
         if instance is None:
             instance = self.instances[self.policy.route(request, self.cluster)]
         total = request.input_len + self.output_len[row]
-        if instance.role == "prefill":
+        if instance.hands_over:
             fits = request.input_len < instance.max_tokens and total <= self.decode_tokens
         else:
             fits = total <= instance.max_tokens
@@ -222,6 +225,8 @@ class Simulation:
         instance.outstanding -= 1
         instance.outstanding_tokens -= request.input_len
         request.state = DONE
+        if self.tells:
+            self.policy.on_leave(request)
         if request.aborted:
             self.requests.add(request, -1, emitted, ABORTED)
         else:
@@ -235,6 +240,8 @@ class Simulation:
             instance.outstanding -= 1
             instance.outstanding_tokens -= request.input_len
         request.state = DONE
+        if self.tells:
+            self.policy.on_leave(request)
         self.requests.add(request, -1, 0, REJECTED)
         if self.closed is not None:
             self.closed.on_leave(self.env.now)  # type: ignore[arg-type]

@@ -78,6 +78,10 @@ class Policy(abc.ABC):
     Config: ClassVar[type[Any]]
     name: ClassVar[str] = ""
 
+    places_decode: ClassVar[bool] = False
+    """Whether `route` is asked at the end of every prefill, whatever the instance's role, and
+    `on_leave` for every request that leaves."""
+
     monitor_period_s: float = 0.0
     """How often the monitor samples the cluster for `on_monitor`; 0: never."""
     monitor_delay_s: float = 0.0
@@ -95,7 +99,8 @@ class Policy(abc.ABC):
         """Return the id of the instance a request goes to.
 
         Asked at arrival, and again when a prefill instance has prefilled the prompt
-        (`request.prefilled` is not 0 then) for the instance that decodes.
+        (`request.prefilled` is not 0 then) for the instance that decodes: the same one means that
+        the request stays. With `places_decode` every instance asks, after a recompute too.
         """
         if request.prefilled:
             return cluster.decode_router.pick(request, cluster.decode).id
@@ -115,6 +120,12 @@ class Policy(abc.ABC):
 
     def on_monitor(self, snapshot: Snapshot) -> None:  # noqa: B027
         """Take note of a snapshot. Between two of them `plan` stays pure."""
+
+    def on_leave(self, request: Request) -> None:  # noqa: B027
+        """Take note of a request that has finished, was aborted or was rejected.
+
+        Told only with `places_decode`.
+        """
 
     def victim(self, view: View) -> Preemption:
         """Name the request to evict when the batch cannot grow: the last admitted, recomputed."""
