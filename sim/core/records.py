@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sim.core.loop import steps_to_cover
-from sim.types import FS_PER_S, N, Request, Trace, to_fs
+from sim.types import FS_PER_S, N, Request, Trace
 
 STATUS = ("finished", "rejected", "unfinished", "aborted")
 FINISHED, REJECTED, UNFINISHED, ABORTED = range(4)
@@ -153,28 +153,42 @@ class StepLog:
     def __init__(self) -> None:
         self.rows = bytearray()
         """Rows of `STEP_DTYPE`, each appended with `PACK_STEP`."""
+        self.was_cut = False
+        """Whether rows of no steps stand in the log."""
         self.gaps_fs: list[int] = []
         self.swaps: list[tuple[float, float, N, N, N, str]] = []
 
     def table(self) -> NDArray[np.void]:
         """Return the spans as a structured array of `STEP_DTYPE`, by start and instance."""
-        rows = np.frombuffer(self.rows, dtype=STEP_DTYPE)
+        rows = self.live()
+        if self.was_cut:
+            rows = rows[rows["n_steps"] > 0]
         if len(rows) and (rows["instance"] != rows["instance"][0]).any():
             return rows[np.lexsort((rows["instance"], rows["start_s"]))]
         return rows
 
-    def cut(self, end_fs: int) -> None:
-        """Drop what had not ended before `end_fs`: static batches are logged ahead."""
-        rows = np.frombuffer(self.rows, dtype=STEP_DTYPE)
-        n = rows["n_steps"].astype(np.int64)
-        lengths = n * rows["first_fs"] + rows["increment_fs"] * (n * (n - 1) // 2)
-        late = rows["start_s"] + lengths / FS_PER_S >= (end_fs - 1) / FS_PER_S
-        for at in np.flatnonzero(late):
-            row = rows[at]
-            elapsed = end_fs - to_fs(float(row["start_s"]))
-            steps = steps_to_cover(elapsed, int(row["first_fs"]), int(row["increment_fs"])) - 1
-            row["n_steps"] = min(int(row["n_steps"]), max(steps, 0))
-        self.rows = bytearray(rows[rows["n_steps"] > 0].tobytes())
+    def count(self) -> N:
+        """Return the number of rows."""
+        return len(self.rows) // STEP_DTYPE.itemsize
+
+    def live(self) -> NDArray[np.void]:
+        """Return the rows as they were appended, sharing memory with the log."""
+        return np.frombuffer(self.rows, dtype=STEP_DTYPE)
+
+    def cut(self, row: NDArray[np.void], start_fs: int, end_fs: int) -> N:
+        """Take from a row of `live` the steps that had not ended before `end_fs`.
+
+        Returns the steps that are left; `start_fs` is when the row starts, exactly.
+        """
+        steps, first, increment = (int(row[k]) for k in ("n_steps", "first_fs", "increment_fs"))
+        ended = 0
+        if end_fs > start_fs:
+            ended = steps_to_cover(end_fs - start_fs, first, increment) - 1
+        if ended < steps:
+            steps = ended
+            row["n_steps"] = ended
+            self.was_cut = True
+        return steps
 
 
 @dataclass(frozen=True)
@@ -187,9 +201,9 @@ class RunRecord:
         gaps_s: inter-token gaps that no span describes, seconds.
         swaps: KV blocks copied between GPU and host: (start_s, duration_s, instance, request_id,
             blocks, `in` or `out`).
-        end_s: simulated time when the run stopped.
-        counters: `preemptions_recompute`, `preemptions_swap`, `oom_events`, `rejected`,
-            `extrapolated_steps`, `swap_out_blocks`, `swap_in_blocks`.
+        end_s: when the last request left, or the horizon.
+        counters: `preemptions_recompute`, `preemptions_swap`, `oom_events`, `extrapolated_steps`,
+            `swap_out_blocks`, `swap_in_blocks`.
         instances: per instance a dict with `id role tp gpu total_blocks block_size`.
         events: SimPy events, plan calls and spans of the run: for the benchmark, never in results.
     """

@@ -15,7 +15,7 @@ class InstanceSpec:
         max_model_len: longest prompt + output it serves, in tokens.
         total_swap_blocks: blocks of host memory that swapped requests may fill.
         swap_s_per_block: seconds to copy one block between GPU and host, one way.
-        max_step_tokens: padded prompt tokens whose activations fit; 0 means any number.
+        max_step_tokens: prompt tokens of a static batch whose activations fit; 0: any number.
         gpu: name, for reports.
         tp: tensor-parallel degree, for reports.
     """
