@@ -63,7 +63,7 @@ def _failed(error: Exception) -> int:
     from sim.types.errors import BadInput, SimulationError
 
     if isinstance(error, UsageError):
-        return _fail(BAD_INPUT, f"{error.format_message()} See --help.")
+        return _fail(BAD_INPUT, f"{error.format_message().rstrip('.')}. See --help.")
     if isinstance(error, BadInput):
         return _fail(BAD_INPUT, str(error))
     if isinstance(error, SimulationError):
