@@ -24,6 +24,8 @@ from policies.base import (
 from policies.parts.orders import lowest_rank, ordered_queue
 
 GO_ON = Decode()
+V0_ONLY = ("watermark", "token_count", "padded", "preemption_mode")
+V1_ONLY = ("long_prefill_token_threshold",)
 
 
 class ContinuousConfig(Config):
@@ -52,6 +54,16 @@ class ContinuousConfig(Config):
     preemption_mode: Literal["recompute", "swap"] = Field(
         "recompute", description="what happens to a victim's KV blocks (v0)"
     )
+
+    @model_validator(mode="after")
+    def _fits_scheduler(self) -> ContinuousConfig:
+        ignored = V0_ONLY if self.scheduler == "v1" else V1_ONLY
+        for name in ignored:
+            if getattr(self, name) != type(self).model_fields[name].default:
+                raise ValueError(
+                    f"{name}={getattr(self, name)} has no meaning with scheduler: {self.scheduler}"
+                )
+        return self
 
     @model_validator(mode="after")
     def _budget_covers_seqs(self) -> ContinuousConfig:
@@ -86,10 +98,12 @@ class Continuous(Policy):
     Deviations and assumptions: vLLM has `fcfs` and `priority`; `sjf` and `edf` are the plain
     textbook rules, so a long prompt may wait for ever and a deadline already missed still comes
     first. A waiting request of high priority evicts nobody, as in V1. Scheduling is synchronous (a
-    step is formed when the last has ended). In `v0` a prompt longer than the budget runs alone, and
-    the watermark is waived when nothing runs, where vLLM would refuse the prompt for good.
-    `max_num_seqs` 256 and 2048 tokens are vLLM's class defaults of that era; its entry points
-    choose by GPU.
+    step is formed when the last has ended). In `v1` all decodes come before unfinished prompts,
+    where vLLM walks the running requests in admission order: the same step unless the budget or
+    memory runs out, and admission reserves the blocks of the first chunk only. In `v0` a prompt
+    longer than the budget runs alone, and the watermark is waived for the head of the queue when
+    nothing runs, where vLLM would refuse the prompt for good. `max_num_seqs` 256 and 2048 tokens
+    are vLLM's class defaults of that era; its entry points choose by GPU.
 
     Complexity: O(admitted + unfinished prompts) per call.
 
@@ -185,9 +199,7 @@ class Continuous(Policy):
     def _prefill_v0(self, view: View) -> list[Request]:
         seats = self.max_num_seqs - view.num_running
         size = view.block_size
-        room = view.free_blocks
-        if view.running:
-            room -= int(self.watermark * view.total_blocks)
+        room = view.free_blocks - int(self.watermark * view.total_blocks)
         batch: list[Request] = []
         charged = longest = 0
         for request in view.waiting:
@@ -203,16 +215,22 @@ class Continuous(Policy):
             batch.append(request)
             if len(batch) == seats:
                 break
+        if not (batch or view.running):
+            head = next(iter(view.waiting))
+            if view.blocks_for(head.target_tokens) <= view.free_blocks:
+                batch.append(head)
         return batch
 
     def _swap_in_v0(self, view: View) -> list[Request]:
         room = view.free_blocks - view.growth_blocks
-        if view.num_running:
-            room -= int(self.watermark * view.total_blocks)
+        watermark = int(self.watermark * view.total_blocks)
         back: list[Request] = []
         for request in view.swapped.values():
             room -= view.blocks_for(request.prefilled + 1)
-            if room < 0 or view.num_running + len(back) >= self.max_num_seqs:
+            if (
+                room < (watermark if view.running or back else 0)
+                or view.num_running + len(back) >= self.max_num_seqs
+            ):
                 break
             back.append(request)
         return back

@@ -162,6 +162,10 @@ class Instance(Seats):
             self.aborts.append(request)
         self.wake(now)
 
+    def asleep(self) -> bool:
+        """Whether it is idle with no timer set: only an event from outside can wake it."""
+        return self.activity == IDLE and self.end_fs < 0
+
     def settle_at(self, now: int) -> None:
         """The run stops at `now`: account for the steps that ended before."""
         if self.activity == STEPPING:
@@ -169,7 +173,7 @@ class Instance(Seats):
             if steps > 0:
                 self._settle(now, min(steps, self.n_steps))
         elif self.static is not None:
-            self.static.note_first_tokens(now - 1)
+            self.static.settle_at(now)
 
     def restart(self, now: int) -> None:
         """Be away for the restart time, with nothing running."""
@@ -310,8 +314,8 @@ class Instance(Seats):
         self.batch = batch
         self.queue_at_start = self.num_waiting
         self.cut = False
+        self.lead_fs = self.veterans = 0
         if batch:
-            self.lead_fs = self.veterans = 0
             self.odd = 0
             if self.last_emit_fs != now:
                 self._note_stalls(now, batch)

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sim.core.loop import steps_to_cover
-from sim.types import FS_PER_S, N, Request, Trace, to_fs
+from sim.types import FS_PER_S, N, Request, Trace
 
 STATUS = ("finished", "rejected", "unfinished", "aborted")
 FINISHED, REJECTED, UNFINISHED, ABORTED = range(4)
@@ -78,6 +78,7 @@ range the profile was fitted on.
 
 
 _TIMES = (
+    "deadline_s",
     "prefill_start_s",
     "prefill_end_s",
     "transfer_start_s",
@@ -120,42 +121,44 @@ class RequestLog:
         Times that did not happen are NaN.
         """
         rows = np.frombuffer(self._rows, dtype=_REQUEST_DTYPE)
-        rows = rows[np.argsort(rows["request_id"], kind="stable")]
-        ids = rows["request_id"]
-        columns: dict[str, NDArray[np.generic]] = {
-            "request_id": ids.astype(np.int64),
-            "arrival_s": rows["arrival_s"].copy(),
+        order = np.argsort(rows["request_id"], kind="stable")
+        # Column by column: at a million requests, touching fresh memory is what takes the time.
+        taken: dict[str, NDArray[np.generic]] = {}
+        for name in _REQUEST_DTYPE.names or ():
+            column = rows[name][order]
+            if name in _TIMES:
+                column[column < 0] = np.nan
+            taken[name] = column
+        ids = taken["request_id"]
+        zero = np.zeros(len(ids), np.int64)
+        columns = taken | {
             "input_len": trace.input_len[ids],
             "output_len": trace.output_len[ids],
-            "emitted_tokens": rows["emitted_tokens"].astype(np.int64),
             "source": _names(trace.source, trace.sources, ids),
             "task": _names(trace.task, trace.tasks, ids),
-            "priority": np.zeros(len(ids), np.int64)
-            if trace.priority is None
-            else trace.priority[ids],
-            "deadline_s": _happened(rows["deadline_s"]),
-            "prefill_instance": rows["prefill_instance"].astype(np.int64),
-            "decode_instance": rows["decode_instance"].astype(np.int64),
+            "priority": zero if trace.priority is None else trace.priority[ids],
+            "queued_s": taken["arrival_s"],  # a request queues where it arrives
+            "status": np.array(STATUS)[taken["status"]],
         }
-        columns["queued_s"] = rows["arrival_s"].copy()  # a request queues where it arrives
-        for name in _TIMES:
-            columns[name] = _happened(rows[name])
-        for name in ("preemptions", "cached_tokens", "retries"):
-            columns[name] = rows[name].astype(np.int64)
-        columns["status"] = np.array(STATUS)[rows["status"]]
-        return columns
+        return {name: columns[name] for name in COLUMNS}
 
 
-def _happened(times: NDArray[np.float64]) -> NDArray[np.generic]:
-    return np.where(times < 0, np.nan, times)
+COLUMNS = (
+    *("request_id", "arrival_s", "input_len", "output_len", "emitted_tokens", "source", "task"),
+    *("priority", "deadline_s", "prefill_instance", "decode_instance", "queued_s"),
+    *("prefill_start_s", "prefill_end_s", "transfer_start_s", "transfer_end_s", "first_token_s"),
+    *("finish_s", "preemptions", "cached_tokens", "retries", "status"),
+)
+"""The columns of a request, in the order of design section 7."""
 
 
 def _names(
-    index: NDArray[np.int64] | None, names: tuple[str, ...], ids: NDArray[np.int32]
+    index: NDArray[np.int64] | None, names: tuple[str, ...], ids: NDArray[np.generic]
 ) -> NDArray[np.generic]:
     if index is None:
         return np.full(len(ids), names[0])
-    return np.array(names)[index[ids]]
+    named: NDArray[np.generic] = np.array(names)[index[ids]]
+    return named
 
 
 class StepLog:
@@ -164,28 +167,42 @@ class StepLog:
     def __init__(self) -> None:
         self.rows = bytearray()
         """Rows of `STEP_DTYPE`, each appended with `PACK_STEP`."""
+        self.was_cut = False
+        """Whether rows of no steps stand in the log."""
         self.gaps_fs: list[int] = []
         self.swaps: list[tuple[float, float, N, N, N, str]] = []
 
     def table(self) -> NDArray[np.void]:
         """Return the spans as a structured array of `STEP_DTYPE`, by start and instance."""
-        rows = np.frombuffer(self.rows, dtype=STEP_DTYPE)
+        rows = self.live()
+        if self.was_cut:
+            rows = rows[rows["n_steps"] > 0]
         if len(rows) and (rows["instance"] != rows["instance"][0]).any():
             return rows[np.lexsort((rows["instance"], rows["start_s"]))]
         return rows
 
-    def cut(self, end_fs: int) -> None:
-        """Drop what had not ended before `end_fs`: static batches are logged ahead."""
-        rows = np.frombuffer(self.rows, dtype=STEP_DTYPE)
-        n = rows["n_steps"].astype(np.int64)
-        lengths = n * rows["first_fs"] + rows["increment_fs"] * (n * (n - 1) // 2)
-        late = rows["start_s"] + lengths / FS_PER_S >= (end_fs - 1) / FS_PER_S
-        for at in np.flatnonzero(late):
-            row = rows[at]
-            elapsed = end_fs - to_fs(float(row["start_s"]))
-            steps = steps_to_cover(elapsed, int(row["first_fs"]), int(row["increment_fs"])) - 1
-            row["n_steps"] = min(int(row["n_steps"]), max(steps, 0))
-        self.rows = bytearray(rows[rows["n_steps"] > 0].tobytes())
+    def count(self) -> N:
+        """Return the number of rows."""
+        return len(self.rows) // STEP_DTYPE.itemsize
+
+    def live(self) -> NDArray[np.void]:
+        """Return the rows as they were appended, sharing memory with the log."""
+        return np.frombuffer(self.rows, dtype=STEP_DTYPE)
+
+    def cut(self, row: NDArray[np.void], start_fs: int, end_fs: int) -> N:
+        """Take from a row of `live` the steps that had not ended before `end_fs`.
+
+        Returns the steps that are left; `start_fs` is when the row starts, exactly.
+        """
+        steps, first, increment = (int(row[k]) for k in ("n_steps", "first_fs", "increment_fs"))
+        ended = 0
+        if end_fs > start_fs:
+            ended = steps_to_cover(end_fs - start_fs, first, increment) - 1
+        if ended < steps:
+            steps = ended
+            row["n_steps"] = ended
+            self.was_cut = True
+        return steps
 
 
 @dataclass(frozen=True)
@@ -198,9 +215,9 @@ class RunRecord:
         gaps_s: inter-token gaps that no span describes, seconds.
         swaps: KV blocks copied between GPU and host: (start_s, duration_s, instance, request_id,
             blocks, `in` or `out`).
-        end_s: simulated time when the run stopped.
-        counters: `preemptions_recompute`, `preemptions_swap`, `oom_events`, `rejected`,
-            `extrapolated_steps`, `swap_out_blocks`, `swap_in_blocks`.
+        end_s: when the last request left, or the horizon.
+        counters: `preemptions_recompute`, `preemptions_swap`, `oom_events`, `extrapolated_steps`,
+            `swap_out_blocks`, `swap_in_blocks`.
         instances: per instance a dict with `id role tp gpu total_blocks block_size`.
         events: SimPy events, plan calls and spans of the run: for the benchmark, never in results.
     """

@@ -99,6 +99,8 @@ class Simulation:
         self.output_len: list[int] = trace.output_len.tolist()
         self.priority = None if trace.priority is None else trace.priority.tolist()
         self.task = None if trace.task is None else trace.task.tolist()
+        self.end_fs = 0
+        """When the last request left."""
         self.oom_events: N = 0
         self.preemptions_recompute: N = 0
         self.preemptions_swap: N = 0
@@ -160,13 +162,14 @@ class Simulation:
             self.env.run()
         else:
             self.env.run(until=to_fs(horizon))
-        end: int = self.env.now  # type: ignore[assignment]
+        end = self.end_fs
         if horizon is None:
             self._check_all_left()
         else:
+            end = to_fs(horizon)
+            self._check_none_stuck()
             for instance in self.instances:
                 instance.settle_at(end)
-            self.steps.cut(end)
             self._record_unfinished()
         return self._record(end)
 
@@ -225,6 +228,7 @@ class Simulation:
         instance.outstanding -= 1
         instance.outstanding_tokens -= request.input_len
         request.state = DONE
+        self.end_fs = self.env._now  # type: ignore[assignment]
         if self.tells:
             self.policy.on_leave(request)
         if request.aborted:
@@ -240,6 +244,7 @@ class Simulation:
             instance.outstanding -= 1
             instance.outstanding_tokens -= request.input_len
         request.state = DONE
+        self.end_fs = self.env._now  # type: ignore[assignment]
         if self.tells:
             self.policy.on_leave(request)
         self.requests.add(request, -1, 0, REJECTED)
@@ -251,15 +256,23 @@ class Simulation:
     def _check_all_left(self) -> None:
         for instance in self.instances:
             if instance.outstanding:
-                raise Deadlock(
-                    f"instance {instance.id} at {to_s(self.env.now)} s: "  # type: ignore[arg-type]
-                    f"{instance.num_waiting} requests wait, {len(instance.running)} hold seats and "
-                    f"{len(instance.swapped)} are swapped out, but policy {self.policy.name!r} "
-                    "asks for nothing and no event is left"
-                )
+                raise self._deadlock(instance)
+
+    def _check_none_stuck(self) -> None:
+        for instance in self.instances:
+            empty = instance.free_blocks == instance.total_blocks
+            if instance.asleep() and instance.num_waiting and empty:
+                raise self._deadlock(instance)
+
+    def _deadlock(self, instance: Instance) -> Deadlock:
+        return Deadlock(
+            f"instance {instance.id} at {to_s(self.env.now)} s: "  # type: ignore[arg-type]
+            f"{instance.num_waiting} requests wait, {len(instance.running)} hold seats and "
+            f"{len(instance.swapped)} are swapped out, but policy {self.policy.name!r} "
+            "asks for nothing and no event is left for it"
+        )
 
     def _record_unfinished(self) -> None:
-        steps = self.steps.table()
         for instance in self.instances:
             for request in instance.waiting:
                 self.requests.add(request, -1, request.emitted, UNFINISHED)
@@ -271,7 +284,7 @@ class Simulation:
                 if request.first_token_fs >= self.env.now:  # due in the step cut by the horizon
                     request.first_token_fs = -1
                 if instance.static is not None:
-                    emitted = instance.static.emitted(request, steps)
+                    emitted = instance.static.emitted(request)
                 self.requests.add(request, -1, emitted, UNFINISHED)
 
     def _record(self, end: int) -> RunRecord:

@@ -18,7 +18,7 @@ class InstanceSpec:
         max_model_len: longest prompt + output it serves, in tokens.
         total_swap_blocks: blocks of host memory that swapped requests may fill.
         swap_s_per_block: seconds to copy one block between GPU and host, one way.
-        max_step_tokens: padded prompt tokens whose activations fit; 0 means any number.
+        max_step_tokens: prompt tokens of a static batch whose activations fit; 0: any number.
         kv_token_bytes: KV bytes of one token, for transfers.
         pipeline: lanes with the same number >= 0 share the stages of one engine; -1: no lane.
         stages: pipeline stages that the lanes share.

@@ -8,9 +8,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import numpy as np
-from numpy.typing import NDArray
-
 from sim.core.records import PACK_STEP, STATIC_DECODE, STATIC_PREFILL
 from sim.types import FS_PER_S, N, Request, RunToCompletion
 from sim.types.request import WAITING
@@ -63,6 +60,8 @@ class StaticBatch:
         self.end_fs = now
         """When the logged steps end."""
         self.prefill_end_fs = now
+        self.start_fs = now
+        self.first_row: N = instance.log.count()
         if self.last < 0:
             self._crash(now)
         else:
@@ -82,6 +81,8 @@ class StaticBatch:
     def _blocks_at(self, steps: N) -> N:
         """Blocks the batch holds after `steps` decode steps."""
         size = self.instance.block_size
+        if self.skip:  # a finished row keeps what it has
+            return sum([-(-(length + min(steps, n)) // size) for n, _, length in self.rows])
         if self.padded:
             return len(self.lens) * -(-(self.lens[0] + steps) // size)
         return sum([-(-(n + steps) // size) for n in self.lens])
@@ -223,14 +224,31 @@ class StaticBatch:
         if self.requests[0].first_token_fs < 0 and self.prefill_end_fs <= now:
             for request in self.requests:
                 request.prefill_end_fs = request.first_token_fs = self.prefill_end_fs
+                request.decode_instance = self.instance.id
 
-    def emitted(self, request: Request, steps: NDArray[np.void]) -> N:
-        """Tokens a row has emitted when the run stops, from the step log cut at that time."""
+    def settle_at(self, now: int) -> None:
+        """The run stops at `now`: take back the steps logged ahead that had not ended."""
+        self.note_first_tokens(now - 1)
+        log = self.instance.log
+        start = self.start_fs
+        done = 0
+        for row in log.live()[self.first_row :]:
+            if row["instance"] != self.instance.id:
+                continue
+            steps, first, increment = (int(row[k]) for k in ("n_steps", "first_fs", "increment_fs"))
+            left = log.cut(row, start, now)
+            if row["kind"] == STATIC_DECODE:
+                # A crash to come has taken no tokens yet.
+                row["emitting"] = sum([1 for n, _, _ in self.rows if n > done])
+                done += left
+            start += steps * first + increment * (steps * (steps - 1) // 2)
+        self.done = done
+
+    def emitted(self, request: Request) -> N:
+        """Tokens a row has emitted when the run stops."""
         if request.first_token_fs < 0:
             return 0
-        mine = (steps["instance"] == self.instance.id) & (steps["kind"] == STATIC_DECODE)
-        mine &= steps["start_s"] >= self.prefill_end_fs / FS_PER_S
-        return min(1 + int(steps["n_steps"][mine].sum()), self.instance.output_len[request.id])
+        return min(1 + self.done, self.instance.output_len[request.id])
 
     # -- leaving ----------------------------------------------------------------------------
 

@@ -18,11 +18,20 @@ def to_fs(seconds: float) -> int:
 
 
 def to_fs_ceil(seconds: float) -> int:
-    """Return a femtosecond whose `to_s` is not before `seconds`: a timer set to it is not early."""
-    femtoseconds = to_fs(seconds)
-    while femtoseconds / FS_PER_S < seconds:
-        femtoseconds += 1 + (femtoseconds >> 52)
-    return femtoseconds
+    """Return the first femtosecond whose `to_s` is not before `seconds`.
+
+    A timer set to it is neither early nor late for a policy that compares `now_s` with `seconds`.
+    """
+    near = to_fs(seconds)
+    margin = 2 + (abs(near) >> 50)  # both roundings are below 2**-52 of the value
+    early, due = near - margin, near + margin
+    while due - early > 1:
+        middle = (early + due) // 2
+        if middle / FS_PER_S < seconds:
+            early = middle
+        else:
+            due = middle
+    return due
 
 
 def to_s(femtoseconds: int) -> float:

@@ -148,12 +148,10 @@ class View:
         room -= cycles * batch
         phases = self.phases
         at = -self.steps % size
-        while room >= phases[at]:
+        while room >= phases[at]:  # ends within one turn of the ring: less than a batch is left
             room -= phases[at]
             steps += 1
             at -= 1
-            if at < -size:
-                at += size
         return steps
 
     def price(self, plan: Plan) -> float:

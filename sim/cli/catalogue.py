@@ -1,0 +1,110 @@
+"""`policies` and `profiles`: what there is."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from sim.cli.show import show_columns, show_json
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
+
+BOUNDS = {
+    "minimum": ">=",
+    "exclusiveMinimum": ">",
+    "maximum": "<=",
+    "exclusiveMaximum": "<",
+}
+"""Keys of a JSON schema that bound a number."""
+
+
+def policies(
+    name: Annotated[str | None, typer.Argument(help="One policy, with its parameters.")] = None,
+    json: Json = False,
+) -> None:
+    """List the scheduling policies, or describe one."""
+    from policies import load, names
+
+    if name is None:
+        rows = {n: _first_line(load(n).__doc__) for n in names()}
+        if json:
+            show_json(rows)
+        else:
+            show_columns({"policy": list(rows), "what it does": list(rows.values())})
+        return
+    policy = load(name)
+    parameters = [_parameter(k, v) for k, v in _schema(policy.Config).items()]
+    if json:
+        show_json({"name": name, "doc": _text(policy.__doc__), "parameters": parameters})
+        return
+    print(_text(policy.__doc__))
+    if parameters:
+        show_columns({key: [p[key] for p in parameters] for key in parameters[0]})
+
+
+def profiles(
+    name: Annotated[str | None, typer.Argument(help="One profile, with its terms.")] = None,
+    json: Json = False,
+) -> None:
+    """List the profiles (step times of a model on a GPU), or show one."""
+    from sim.costs.library import list_profiles
+    from sim.costs.profile import describe_profile
+
+    found = {p.name: p for p in list_profiles()}
+    if name is not None:
+        _show_profile(name, found, json)
+        return
+    if json:
+        show_json({n: describe_profile(p) for n, p in found.items()})
+        return
+    columns: dict[str, list[Any]] = {"profile": list(found)}
+    for key in ("model", "gpu", "tp", "engine", "basis"):
+        columns[key] = [getattr(p, key) for p in found.values()]
+    columns["KV tokens"] = [describe_profile(p)["kv_tokens"] for p in found.values()]
+    columns["auto"] = ["yes" if p.default else "" for p in found.values()]
+    show_columns(columns)
+
+
+def _show_profile(name: str, found: dict[str, Any], json: bool) -> None:
+    import yaml
+
+    from sim.costs.catalogue import unknown
+    from sim.costs.profile import describe_profile
+
+    if name not in found:
+        raise unknown("profile", name, found)
+    described = describe_profile(found[name])
+    if json:
+        show_json(described)
+    else:
+        print(yaml.safe_dump(described, sort_keys=False, width=100, allow_unicode=True), end="")
+
+
+def _schema(config: Any) -> dict[str, dict[str, Any]]:
+    properties: dict[str, dict[str, Any]] = config.model_json_schema().get("properties", {})
+    return properties
+
+
+def _parameter(name: str, schema: dict[str, Any]) -> dict[str, str]:
+    """Return a parameter as one row: name, default, what is allowed, description."""
+    allowed = [f"{sign} {schema[key]}" for key, sign in BOUNDS.items() if key in schema]
+    if "enum" in schema:
+        allowed = [" | ".join(map(str, schema["enum"]))]
+    kind = schema.get("type") or " | ".join(s.get("type", "?") for s in schema.get("anyOf", []))
+    return {
+        "parameter": name,
+        "default": str(schema.get("default", "required")),
+        "allowed": ", ".join(allowed) or kind,
+        "meaning": schema.get("description", ""),
+    }
+
+
+def _first_line(doc: str | None) -> str:
+    return _text(doc).split("\n", 1)[0]
+
+
+def _text(doc: str | None) -> str:
+    import inspect
+
+    return inspect.cleandoc(doc or "")

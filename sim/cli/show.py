@@ -1,0 +1,70 @@
+"""Where output goes: results on stdout, everything else on stderr."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.console import Console, RenderableType
+
+WIDTH_OF_FILES = 200
+"""Columns of a table that goes to a file or a pipe."""
+
+
+def console() -> Console:
+    """Return the console of stdout."""
+    from rich.console import Console
+
+    return Console(width=None if sys.stdout.isatty() else WIDTH_OF_FILES, highlight=False)
+
+
+def show(renderable: RenderableType) -> None:
+    """Print a table."""
+    console().print(renderable)
+
+
+def show_columns(columns: Mapping[str, Sequence[object]]) -> None:
+    """Print a table given by its columns; None is an empty cell."""
+    from rich.box import SIMPLE_HEAD
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table(*columns, box=SIMPLE_HEAD)
+    for cells in zip(*columns.values(), strict=True):
+        table.add_row(*[escape("" if cell is None else str(cell)) for cell in cells])
+    show(table)
+
+
+def show_json(data: Mapping[str, Any]) -> None:
+    """Print one JSON object."""
+    from sim.study.files import json_text
+
+    print(json_text(data))
+
+
+def notices(lines: Sequence[str]) -> None:
+    """Print notices to stderr."""
+    for line in lines:
+        say(f"note: {line}")
+
+
+def say(line: str) -> None:
+    """Print one line to stderr."""
+    print(" ".join(line.split()), file=sys.stderr)
+
+
+@contextmanager
+def progress(what: str) -> Iterator[Callable[[int, int | None], None] | None]:
+    """Yield what to call with (done, of all); on a terminal only, else None."""
+    if not sys.stderr.isatty():
+        yield None
+        return
+    from rich.console import Console
+    from rich.progress import Progress
+
+    with Progress(console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(what, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)

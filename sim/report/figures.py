@@ -1,0 +1,237 @@
+"""The picture of a comparison, drawn from the files of its result folder."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sim.study.files import written_aside
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+Floats = NDArray[np.float64]
+
+COLOURS = ("#16425b", "#d9772b", "#5a9367", "#9a6fb0", "#8a8a8a")
+DASHES = ("-", (0, (5, 1.6)), (0, (6, 1.5, 1.2, 1.5)), (0, (1.2, 1.2)), (0, (3, 1, 1, 1, 1, 1)))
+HATCHES = ("", "////", "....", "xxxx", "----")
+"""Told apart in grey, too: colours of falling darkness, dashes, hatches."""
+
+MAX_POINTS = 2000
+"""Points of a distribution drawn: finer than the picture's dots."""
+
+STYLE: dict[Any, Any] = {
+    "axes.axisbelow": True,
+    "axes.grid": True,
+    "axes.labelsize": 9,
+    "axes.spines.right": False,
+    "axes.spines.top": False,
+    "axes.titlelocation": "left",
+    "axes.titlepad": 16,
+    "axes.titlesize": 10,
+    "font.size": 9,
+    "grid.color": "#e3e3e3",
+    "grid.linewidth": 0.6,
+    "hatch.linewidth": 0.7,
+    "legend.frameon": False,
+    "text.parse_math": False,
+}
+
+
+@dataclass(frozen=True)
+class _Policy:
+    """What is drawn of one policy."""
+
+    label: str
+    summary: Mapping[str, Any]
+    ttft_s: Floats
+    e2e_s: Floats
+    colour: str
+    dash: Any
+    hatch: str
+
+
+def draw_comparison(folder: Path) -> Path:
+    """Draw `comparison.png` into the folder of a comparison; return its path."""
+    import matplotlib as mpl
+    import yaml
+    from matplotlib.figure import Figure
+
+    comparison = json.loads((folder / "comparison.json").read_text(encoding="utf-8"))
+    labels = list(comparison["policies"])
+    drawn = [_read(folder, comparison, label, at) for at, label in enumerate(labels)]
+    config = yaml.safe_load((folder / labels[0] / "config.yaml").read_text(encoding="utf-8"))
+    path = folder / "comparison.png"
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(10.5, 3.9), dpi=150, layout="constrained")
+        ttft, e2e, bars = figure.subplots(1, 3, width_ratios=(1, 1, 0.85))
+        slo = config["slo"]
+        _distribution(ttft, [(p, p.ttft_s) for p in drawn], _bound_s(slo, "ttft_ms"))
+        ttft.set(title="Time to first token", ylabel="share of requests", xlabel="seconds")
+        _distribution(e2e, [(p, p.e2e_s) for p in drawn], _bound_s(slo, "e2e_ms"))
+        e2e.set(title="End-to-end latency", xlabel="seconds")
+        _bars(bars, drawn)
+        _legend(figure, drawn)
+        figure.suptitle(_title(config, drawn), x=0.01, ha="left", fontsize=9, color="#444444")
+        with written_aside(path) as aside:
+            figure.savefig(aside, format="png", metadata={"Software": None})
+    return path
+
+
+def _read(folder: Path, comparison: Mapping[str, Any], label: str, at: int) -> _Policy:
+    import pyarrow.parquet as pq  # type: ignore[import-untyped,unused-ignore]
+
+    names = ["arrival_s", "first_token_s", "finish_s"]
+    table = pq.read_table(folder / label / "requests.parquet", columns=names)
+    arrival, first, finish = (table[name].to_numpy() for name in names)
+    return _Policy(
+        label,
+        comparison["policies"][label],
+        first - arrival,
+        finish - arrival,
+        COLOURS[at % len(COLOURS)],
+        DASHES[at % len(DASHES)],
+        HATCHES[at % len(HATCHES)],
+    )
+
+
+def _distribution(axes: Axes, curves: list[tuple[_Policy, Floats]], bound_s: float | None) -> None:
+    """Draw the share of all requests that were as fast; those never served count as slower."""
+    for policy, seconds in curves:
+        share = np.linspace(0, 1, min(MAX_POINTS, len(seconds) + 1))
+        known = np.sort(seconds[~np.isnan(seconds)])
+        at = np.ceil(share * len(seconds)).astype(int) - 1
+        inside = (at >= 0) & (at < len(known))
+        axes.step(
+            known[at[inside]],
+            share[inside],
+            where="post",
+            color=policy.colour,
+            linestyle=policy.dash,
+            linewidth=1.8,
+        )
+    axes.set_xscale("log")
+    axes.set_ylim(0, 1.005)
+    axes.xaxis.set_major_formatter(_plain)
+    axes.grid(visible=False, which="minor")
+    if bound_s is not None:
+        axes.axvline(bound_s, color="#555555", linewidth=1, linestyle=":")
+        axes.annotate(
+            f"SLO {_plain(bound_s)} s",
+            (bound_s, 1),
+            (0, 2),
+            xycoords=axes.get_xaxis_transform(),
+            textcoords="offset points",
+            ha="center",
+            va="bottom",
+            fontsize=8,
+            color="#555555",
+        )
+
+
+def _bars(axes: Axes, drawn: list[_Policy]) -> None:
+    """Draw throughput and goodput with their intervals beside the offered rate."""
+    groups = {"throughput": "steady_request_throughput"}
+    if any(p.summary["request_goodput"] is not None for p in drawn):
+        groups["goodput\n(within SLO)"] = "request_goodput"
+    width = 0.8 / len(drawn)
+    for at, policy in enumerate(drawn):
+        means = [policy.summary[key] or 0 for key in groups.values()]
+        halves = [_half_width(policy.summary, key) for key in groups.values()]
+        down = [min(mean, half) for mean, half in zip(means, halves, strict=True)]
+        left = np.arange(len(groups)) + (at - (len(drawn) - 1) / 2) * width
+        bars = axes.bar(
+            left,
+            means,
+            width * 0.9,
+            yerr=(down, halves) if any(halves) else None,
+            color=policy.colour,
+            edgecolor="white",
+            hatch=policy.hatch,
+            error_kw={"capsize": 3, "elinewidth": 1, "ecolor": "#222222"},
+        )
+        tops = [f"{mean:.3g}" for mean in means]
+        axes.bar_label(bars, tops, padding=3, fontsize=8)
+    _mark_offered(axes, drawn[0].summary["offered_rate"])
+    axes.set_xticks(range(len(groups)), list(groups))
+    axes.tick_params(axis="x", length=0)
+    axes.grid(visible=False, axis="x")
+    axes.margins(y=0.1)
+    axes.set_ylim(bottom=0)
+    axes.set(title="Completed requests", ylabel="requests per second")
+
+
+def _mark_offered(axes: Axes, rate: float | None) -> None:
+    """Draw the offered rate across the bars, named at the right."""
+    if rate is None:
+        return
+    axes.axhline(rate, color="#555555", linewidth=1, linestyle=":")
+    axes.annotate(
+        f"offered\n{rate:.3g}",
+        (1, rate),
+        (3, 0),
+        xycoords=axes.get_yaxis_transform(),
+        textcoords="offset points",
+        va="center",
+        fontsize=8,
+        color="#555555",
+    )
+
+
+def _legend(figure: Figure, drawn: list[_Policy]) -> None:
+    """Name the policies below the panels: bar and line of each."""
+    from matplotlib.legend_handler import HandlerTuple
+    from matplotlib.lines import Line2D
+    from matplotlib.patches import Patch
+
+    handles: list[Any] = [
+        (
+            Patch(facecolor=p.colour, edgecolor="white", hatch=p.hatch),
+            Line2D([], [], color=p.colour, linestyle=p.dash, linewidth=1.8),
+        )
+        for p in drawn
+    ]
+    figure.legend(
+        handles,
+        [p.label for p in drawn],
+        loc="outside lower center",
+        ncols=len(drawn),
+        handlelength=5,
+        handler_map={tuple: HandlerTuple(ndivide=None, pad=0.6)},
+    )
+
+
+def _half_width(summary: Mapping[str, Any], key: str) -> float:
+    low, high = summary[f"{key}_ci_low"], summary[f"{key}_ci_high"]
+    return 0.0 if low is None else (high - low) / 2
+
+
+def _bound_s(slo: Mapping[str, Any], name: str) -> float | None:
+    bound: float | None = slo[name]
+    return None if bound is None else bound * float(slo["scale"]) / 1e3
+
+
+def _title(config: Mapping[str, Any], drawn: list[_Policy]) -> str:
+    cluster, workload = config["cluster"], config["workload"]
+    arrivals = workload["arrivals"] or {"process": "trace"}
+    n, pooled = drawn[0].summary["n_replications"], len(drawn[0].ttft_s)
+    counted = f"{pooled:,} requests in {n} replications, bars with 95 % intervals"
+    if n == 1:
+        counted = f"{pooled:,} requests, n=1: no intervals"
+    parts = (
+        f"{cluster['model']} on {cluster['count']} x {cluster['gpu']}",
+        f"{workload['source']}, {arrivals['process']} arrivals",
+        counted,
+    )
+    return "   ·   ".join(parts)
+
+
+def _plain(value: float, _position: object = None) -> str:
+    return f"{value:g}"

@@ -1,0 +1,187 @@
+"""Tables of results for a terminal: means with 95 % intervals, differences to the baseline.
+
+They read what `summary.json` and `comparison.json` hold. What users typed is escaped.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Group, RenderableType
+from rich.markup import escape
+from rich.table import Table
+from rich.text import Text
+
+Summary = Mapping[str, Any]
+
+UNDEFINED = "-"
+
+SIGNIFICANT = 4
+"""Digits of a mean."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of a table.
+
+    Attributes:
+        title: what it is called.
+        key: of the summary.
+        unit: behind the title.
+        factor: from the key's unit to the shown one.
+        steady: means little when the system is overloaded.
+    """
+
+    title: str
+    key: str
+    unit: str = ""
+    factor: float = 1.0
+    steady: bool = False
+
+
+def _latency(name: str, key: str) -> tuple[Row, ...]:
+    titles = {"mean": "mean", "median": "p50", "p90": "p90", "p99": "p99"}
+    return tuple(
+        Row(f"{name} {title}", f"{stat}_{key}_ms", "ms", steady=True)
+        for stat, title in titles.items()
+    )
+
+
+SECTIONS: tuple[tuple[Row, ...], ...] = (
+    (
+        Row("completed", "completed"),
+        Row("failed", "failed"),
+        Row("duration", "duration", "s"),
+    ),
+    (
+        Row("offered rate", "offered_rate", "req/s"),
+        Row("throughput", "steady_request_throughput", "req/s"),
+        Row("throughput, whole run", "request_throughput", "req/s"),
+        Row("output throughput", "steady_output_throughput", "tok/s"),
+        Row("goodput", "request_goodput", "req/s"),
+        Row("SLO attainment", "slo_attainment", "%", 100),
+        Row("  of TTFT", "slo_attainment_ttft", "%", 100),
+        Row("  of TPOT", "slo_attainment_tpot", "%", 100),
+    ),
+    _latency("TTFT", "ttft"),
+    _latency("TPOT", "tpot"),
+    _latency("ITL", "itl"),
+    _latency("E2E", "e2el"),
+    (
+        Row("GPU busy", "gpu_busy_frac", "%", 100),
+        Row("  prefilling", "gpu_busy_frac_prefill", "%", 100),
+        Row("MFU", "mfu", "%", 100),
+        Row("padding waste", "padding_waste", "%", 100),
+        Row("KV usage mean", "kv_usage_mean", "%", 100),
+        Row("KV usage p99", "kv_usage_p99", "%", 100),
+        Row("preemptions", "preemptions"),
+        Row("out-of-memory events", "oom_events"),
+    ),
+)
+
+
+def result_table(summary: Summary) -> RenderableType:
+    """Return the table of one policy."""
+    return _table({str(summary["label"]): summary}, {})
+
+
+def comparison_table(comparison: Mapping[str, Any]) -> RenderableType:
+    """Return the table of a comparison: the baseline first, then the others with differences."""
+    base = str(comparison["baseline"])
+    labels = [base, *(label for label in comparison["policies"] if label != base)]
+    return _table(
+        {label: comparison["policies"][label] for label in labels}, comparison["differences"]
+    )
+
+
+def notices_text(notes: Sequence[str]) -> Text:
+    """Return notices as lines."""
+    return Text("\n".join(f"note: {note}" for note in notes))
+
+
+def number(value: float) -> str:
+    """Return a number with four digits, thousands separated."""
+    if not math.isfinite(value):
+        return UNDEFINED
+    if value == round(value):
+        return f"{value:,.0f}"
+    decimals = SIGNIFICANT - 1 - math.floor(math.log10(abs(value)))
+    return f"{value:,.{min(max(decimals, 0), SIGNIFICANT)}f}"
+
+
+def _table(summaries: Mapping[str, Summary], differences: Mapping[str, Any]) -> RenderableType:
+    first = next(iter(summaries.values()))
+    heading = f"{first['model']} on {first['num_gpus']} x {first['gpu']}"
+    table = Table("", "", box=SIMPLE_HEAD)
+    for label in summaries:
+        table.add_column(escape(label), justify="right")
+        if label in differences:
+            table.add_column("difference", justify="right")
+    overloaded = False
+    for section in SECTIONS:
+        for row in section:
+            if all(_missing(s.get(row.key)) for s in summaries.values()):
+                continue
+            cells = [row.title, f"[dim]{row.unit}[/]"]
+            for label, summary in summaries.items():
+                marked = row.steady and summary["saturation"] == "overloaded"
+                overloaded = overloaded or marked
+                cells.append(_value(row, summary) + ("*" if marked else ""))
+                if label in differences:
+                    cells.append(_difference(row, differences[label].get(row.key)))
+            table.add_row(*cells)
+        table.add_section()
+    verdicts = ["load", ""]
+    for label, summary in summaries.items():
+        verdicts += [summary["saturation"], ""] if label in differences else [summary["saturation"]]
+    table.add_row(*verdicts)
+    lines = [_caption(first["n_replications"], bool(differences))]
+    if overloaded:
+        lines.append("* overloaded: no steady state, the longer the run the larger")
+    return Group(Text(heading), table, Text("\n".join(lines)))
+
+
+def _caption(n: int, compared: bool) -> str:
+    if n == 1:
+        return "n=1, no interval"
+    differences = "; differences are paired" if compared else ""
+    return f"mean ± half of the 95 % interval, n={n} replications{differences}"
+
+
+def _missing(value: Any) -> bool:
+    return value is None or (isinstance(value, float) and math.isnan(value))
+
+
+def _value(row: Row, summary: Summary) -> str:
+    value = summary[row.key]
+    if _missing(value):
+        return UNDEFINED
+    low, high = summary[f"{row.key}_ci_low"], summary[f"{row.key}_ci_high"]
+    text = number(value * row.factor)
+    if _missing(low) or low == high:
+        return text
+    decimals = len(text.partition(".")[2])
+    return f"{text} [dim]± {(high - low) / 2 * row.factor:,.{decimals}f}[/]"
+
+
+def _difference(row: Row, difference: Mapping[str, float] | None) -> str:
+    """Return a paired difference: of shares in points, of all else in percent of the baseline."""
+    if difference is None:
+        return UNDEFINED
+    keys = ("percent", "percent_ci_low", "percent_ci_high")
+    sign, factor = "%", 1.0
+    if row.unit == "%":
+        keys, sign, factor = ("diff", "ci_low", "ci_high"), "pt", row.factor
+    values = [difference[key] for key in keys]
+    if _missing(values[0]):
+        return UNDEFINED
+    mean, low, high = (math.nan if _missing(v) else v * factor for v in values)
+    decimals = 0 if abs(mean) >= 100 or not mean else 1
+    text = f"{mean:+,.{decimals}f} {sign}" if mean else f"0 {sign}"
+    if _missing(low) or low == high:
+        return text
+    return f"{text} [dim]± {(high - low) / 2:,.{decimals}f}[/]"

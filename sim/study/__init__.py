@@ -1,0 +1,1 @@
+"""Studies: experiment configs, replicated runs, comparisons, statistics, output folders."""

@@ -1,0 +1,214 @@
+"""How fast the simulator is: `python -m sim.study.bench [--quick]`, or `make bench`.
+
+Only `simulate()` is timed, in processor time, with the logs and counters on: the fastest of three,
+one for the largest size. The unit is a bare SimPy timeout measured in the same process. Each case
+has a process of its own, so that its peak memory is its own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sim.core.simulation import simulate
+from sim.core.yardstick import bare_timeout_s
+from sim.study.build import build, settings
+from sim.study.config import Experiment, resolve
+from sim.study.files import output_folder, write_json
+from sim.study.output import peak_rss_bytes
+from sim.study.run import requests_of, saturation_rate
+
+POLICIES: dict[str, dict[str, Any]] = {
+    "static": {"name": "static"},
+    "continuous v1": {"name": "continuous", "scheduler": "v1"},
+    "continuous v0": {"name": "continuous", "scheduler": "v0"},
+}
+LOADS = (0.5, 0.9, 1.2)
+SIZES = (10_000, 100_000, 1_000_000)
+QUICK_SIZES = (1_000, 4_000, 16_000)
+ONCE_FROM = 1_000_000
+"""Requests from which a case is run once instead of three times."""
+
+FUSING = ((1, 0.5), (16, 0.5), (16, 0.9))
+"""(instances, load) at which fused and single steps are compared."""
+
+CLUSTER = {"gpu": "a100-80gb", "model": "opt-13b"}
+MAX_MODEL_LEN = 2048
+US_PER_S = 1e6
+
+Case = dict[str, Any]
+
+
+def main() -> int:
+    """Run the benchmark; print a table and write JSON."""
+    parser = argparse.ArgumentParser(prog="python -m sim.study.bench", description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="small sizes, under a minute")
+    parser.add_argument("--out", type=Path, default=Path("results/out/bench.json"))
+    parser.add_argument("--case", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.case is not None:
+        print(json.dumps(measure(json.loads(options.case))))
+        return 0
+    output_folder(options.out.parent)
+    found = benchmark(QUICK_SIZES if options.quick else SIZES)
+    write_json(options.out, found)
+    _print(found)
+    print(f"wrote {options.out}")
+    return 0
+
+
+def benchmark(sizes: Sequence[int]) -> dict[str, Any]:
+    """Return all measurements."""
+    rates = {
+        label: saturation_rate(experiment({"policy": label, "load": 1.0, "n": 1, "rate": 1.0}))
+        for label in POLICIES
+    }
+    cases = []
+    for case in _cases(sizes, rates):
+        print(f"{case['policy']}, load {case['load']:g}, {case['n']:,} requests", file=sys.stderr)
+        cases.append(_measured_apart(case))
+    fusing = [
+        _fusing(
+            {"policy": label, "load": load, "n": sizes[0], "rate": rates[label], "instances": n}
+        )
+        for label in POLICIES
+        for n, load in FUSING
+    ]
+    return {
+        "machine": platform.machine(),
+        "processor": platform.processor(),
+        "python": platform.python_version(),
+        "cluster": CLUSTER,
+        "saturation_per_s": rates,
+        "cases": cases,
+        "growth_exponents": _growth(cases),
+        "fusing": fusing,
+    }
+
+
+def experiment(case: Case) -> Experiment:
+    """Return the experiment of a case."""
+    instances = case.get("instances", 1)
+    return resolve(
+        {
+            "cluster": {**CLUSTER, "count": instances},
+            "policy": POLICIES[case["policy"]],
+            "workload": {
+                "source": "sharegpt",
+                "num_requests": case["n"],
+                "max_model_len": MAX_MODEL_LEN,
+                "arrivals": {
+                    "process": "poisson",
+                    "rate": case["rate"] * case["load"] * instances,
+                },
+            },
+            "engine": {"fuse_steps": case.get("fuse", True)},
+        },
+        "benchmark",
+    )
+
+
+def measure(case: Case) -> Case:
+    """Time one case in this process."""
+    chosen = experiment(case)
+    trace = requests_of(chosen, 0)
+    unit_s = bare_timeout_s()
+    seconds = []
+    for _ in range(1 if case["n"] >= ONCE_FROM else 3):
+        setup = build(chosen, chosen.policies[0])
+        began = time.process_time()
+        record = simulate(trace, setup.policy, setup.specs, settings(chosen, 0))
+        seconds.append(time.process_time() - began)
+    unit_s = min(unit_s, bare_timeout_s())
+    n, best = case["n"], min(seconds)
+    return case | {
+        "cpu_s": best,
+        "requests_per_cpu_s": n / best,
+        "us_per_request": best / n * US_PER_S,
+        "timeout_us": unit_s * US_PER_S,
+        "timeouts_per_request": best / n / unit_s,
+        **{f"{key}_per_request": count / n for key, count in record.events.items()},
+        "peak_rss_bytes": peak_rss_bytes(),
+    }
+
+
+def _cases(sizes: Sequence[int], rates: dict[str, float]) -> Iterator[Case]:
+    for label in POLICIES:
+        for load in LOADS:
+            for n in sizes:
+                yield {"policy": label, "load": load, "n": n, "rate": rates[label]}
+
+
+def _measured_apart(case: Case) -> Case:
+    """Time a case in a process of its own."""
+    command = [sys.executable, "-m", "sim.study.bench", "--case", json.dumps(case)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RuntimeError(f"benchmark case {case} failed: {done.stderr.splitlines()[-1]}")
+    measured: Case = json.loads(done.stdout)
+    return measured
+
+
+def _fusing(case: Case) -> Case:
+    """Compare fused with single steps."""
+    fused, single = (_measured_apart(case | {"fuse": fuse}) for fuse in (True, False))
+    return case | {
+        "fused_us_per_request": fused["us_per_request"],
+        "single_us_per_request": single["us_per_request"],
+        "ratio": single["us_per_request"] / fused["us_per_request"],
+    }
+
+
+def _growth(cases: Sequence[Case]) -> list[Case]:
+    """Fit time ~ n**exponent for each policy and load."""
+    found = []
+    for label in POLICIES:
+        for load in LOADS:
+            mine = [c for c in cases if c["policy"] == label and c["load"] == load]
+            sizes, seconds = ([c[key] for c in mine] for key in ("n", "cpu_s"))
+            exponent = float(np.polyfit(np.log(sizes), np.log(seconds), 1)[0])
+            found.append({"policy": label, "load": load, "exponent": exponent})
+    return found
+
+
+def _print(found: dict[str, Any]) -> None:
+    from rich.box import SIMPLE_HEAD
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console(width=140, highlight=False)
+    columns = ("policy", "load", "requests", "req/CPU s", "us/req", "timeouts/req", "events/req",
+               "plans/req", "spans/req", "peak MB")  # fmt: skip
+    table = Table(columns[0], box=SIMPLE_HEAD)
+    for name in columns[1:]:
+        table.add_column(name, justify="right")
+    for c in found["cases"]:
+        table.add_row(
+            c["policy"],
+            f"{c['load']:.0%}",
+            f"{c['n']:,}",
+            f"{c['requests_per_cpu_s']:,.0f}",
+            f"{c['us_per_request']:.2f}",
+            f"{c['timeouts_per_request']:.1f}",
+            *[f"{c[f'{key}_per_request']:.2f}" for key in ("events", "plans", "spans")],
+            f"{c['peak_rss_bytes'] / 1e6:,.0f}",
+        )
+    console.print(table)
+    for row in found["growth_exponents"]:
+        print(f"growth {row['policy']} at {row['load']:.0%}: n^{row['exponent']:.3f}")
+    for row in found["fusing"]:
+        where = f"{row['policy']}, {row['instances']} instances at {row['load']:.0%}"
+        print(f"single steps / fused, {where}: {row['ratio']:.1f}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

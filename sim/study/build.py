@@ -1,0 +1,190 @@
+"""From a validated experiment to what the engine runs: instances, policy, settings."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import cast
+
+import policies
+from sim.core.spec import InstanceSpec, Settings
+from sim.costs.build import InstanceCost, instance_cost
+from sim.costs.catalogue import gpu_named, model_named
+from sim.costs.memory import min_tp
+from sim.study.config import Experiment, PolicyChoice
+from sim.types import BadInput, ClusterInfo, Policy, Pool
+from workloads.arrivals import Closed
+
+GIB = 2**30
+BYTES_PER_GB = 1e9
+
+
+@dataclass(frozen=True, eq=False)
+class InstanceInfo:
+    """One instance: what the engine gets and what reports want to know.
+
+    Attributes:
+        pool: its pool.
+        gpu: catalogue name.
+        costs: latency and capacity.
+        spec: for the engine.
+    """
+
+    pool: Pool
+    gpu: str
+    costs: InstanceCost
+    spec: InstanceSpec
+
+    @property
+    def gpus(self) -> int:
+        """GPUs of the instance."""
+        return self.pool.tp * self.pool.pp
+
+
+@dataclass(frozen=True)
+class Setup:
+    """A cluster with a policy on it.
+
+    Attributes:
+        policy: the decisions.
+        instances: by instance id.
+        notes: what the reader of any output must be told.
+    """
+
+    policy: Policy
+    instances: tuple[InstanceInfo, ...]
+    notes: tuple[str, ...]
+
+    @property
+    def specs(self) -> list[InstanceSpec]:
+        """What `simulate` takes."""
+        return [instance.spec for instance in self.instances]
+
+    @property
+    def gpus(self) -> int:
+        """GPUs in use."""
+        return sum(instance.gpus for instance in self.instances)
+
+
+def build(experiment: Experiment, choice: PolicyChoice) -> Setup:
+    """Lay out the cluster for a policy and price its instances.
+
+    Raises:
+        BadInput: an unknown name, or a layout that cannot be.
+    """
+    make = cast("Callable[[object], Policy]", policies.load(choice.name))
+    policy = make(choice.params)
+    pools = _pools(experiment, policy)
+    instances: list[InstanceInfo] = []
+    for pool in pools:
+        instances += [_instance(experiment, pool)] * pool.instances
+    costs = [instance.costs for instance in instances]
+    notes = [note for cost in costs for note in cost.notes]
+    return Setup(policy, tuple(instances), tuple(dict.fromkeys(notes)))
+
+
+def settings(experiment: Experiment, router_seed: int) -> Settings:
+    """Return how the engine runs."""
+    engine = experiment.engine
+    closed = experiment.workload.arrivals
+    if not isinstance(closed, Closed):
+        closed = None
+    return Settings(
+        fuse_steps=engine.fuse_steps,
+        padding=engine.padding,
+        router=engine.router,
+        router_seed=router_seed,
+        abort_after_s=experiment.slo.abort_after_s,
+        horizon_s=experiment.run.horizon_s,
+        oom_restart_s=engine.oom_restart_s,
+        concurrency=closed.concurrency if closed else None,
+        think_s=closed.think_s if closed else 0.0,
+    )
+
+
+def max_model_len(experiment: Experiment) -> int:
+    """Return the longest prompt + output in tokens: the engine's, else workload's or model's."""
+    if experiment.engine.max_model_len is not None:
+        return experiment.engine.max_model_len
+    of_model = model_named(experiment.cluster.model).max_length
+    return min(of_model, experiment.workload.max_model_len or of_model)
+
+
+# -- layout -------------------------------------------------------------------------------------
+
+
+def _pools(experiment: Experiment, policy: Policy) -> Sequence[Pool]:
+    cluster = experiment.cluster
+    if cluster.pools is not None:
+        source = "cluster.pools"
+        pools = [Pool(p.role, p.instances, p.tp, p.pp, p.gpu) for p in cluster.pools]
+    else:
+        source = f"policy {policy.name!r}"
+        tp = _min_tp(experiment)
+        if tp > cluster.count:
+            raise BadInput(
+                f"cluster.count: {cluster.model} needs {tp} {cluster.gpu} (tp {tp}), "
+                f"there are {cluster.count}"
+            )
+        pools = list(policy.pools(ClusterInfo(cluster.count, tp)))
+    _check_pools(pools, source, cluster.count)
+    return pools
+
+
+def _min_tp(experiment: Experiment) -> int:
+    cluster = experiment.cluster
+    return min_tp(
+        model_named(cluster.model),
+        gpu_named(cluster.gpu),
+        max_model_len=max_model_len(experiment),
+        gpu_memory_utilization=experiment.engine.gpu_memory_utilization,
+    )
+
+
+def _check_pools(pools: Sequence[Pool], source: str, count: int) -> None:
+    for pool in pools:
+        if pool.role != "mixed":
+            raise BadInput(
+                f"{source}: role {pool.role!r} needs separate pools, which this release does not "
+                "have; valid: mixed"
+            )
+    if not sum(pool.instances for pool in pools):
+        raise BadInput(f"{source}: no instances")
+    gpus = sum(pool.instances * pool.tp * pool.pp for pool in pools)
+    if gpus > count:
+        raise BadInput(f"{source}: {gpus} GPUs wanted, cluster.count is {count}")
+
+
+def _instance(experiment: Experiment, pool: Pool) -> InstanceInfo:
+    cluster, engine = experiment.cluster, experiment.engine
+    gpu = pool.gpu or cluster.gpu
+    costs = instance_cost(
+        cluster.model,
+        gpu,
+        pool.tp,
+        pool.pp,
+        cluster.profile,
+        num_gpu_blocks=engine.num_gpu_blocks,
+        block_size=engine.block_size,
+        max_model_len=max_model_len(experiment),
+        gpu_memory_utilization=engine.gpu_memory_utilization,
+    )
+    gpus = pool.tp * pool.pp
+    swap_bytes = engine.swap_space_gib * GIB * gpus
+    # Every GPU of the instance copies its own share of a block over its own link.
+    bytes_per_s = gpu_named(gpu).pcie_bytes_per_s * gpus
+    if engine.swap_gb_per_s is not None:
+        bytes_per_s = engine.swap_gb_per_s * BYTES_PER_GB * gpus
+    spec = InstanceSpec(
+        cost=costs.cost,
+        total_blocks=costs.num_gpu_blocks,
+        block_size=costs.block_size,
+        role=pool.role,
+        max_model_len=costs.max_model_len,
+        total_swap_blocks=int(swap_bytes // costs.kv_block_bytes),
+        swap_s_per_block=costs.kv_block_bytes / bytes_per_s,
+        max_step_tokens=costs.max_step_tokens,
+        gpu=gpu,
+        tp=pool.tp,
+    )
+    return InstanceInfo(pool, gpu, costs, spec)

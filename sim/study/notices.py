@@ -1,0 +1,69 @@
+"""What a reader of any output must be told, as one line each."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from sim.core.records import RunRecord
+from sim.study.stability import OVERLOADED
+
+_OF_TRACE = {
+    "dropped": "rows of the workload were dropped",
+    "truncated": "prompts were cut to max_model_len",
+    "outputs_capped": "outputs were cut to max_output_len",
+    "sorted": "arrivals were out of order and have been sorted",
+}
+_OF_RUN = {
+    "oom_events": "out-of-memory events: batches were lost and run again",
+    "extrapolated_steps": "steps were priced outside the profile's fitted range",
+}
+_OF_STATUS = {
+    "rejected": "requests were rejected: longer than max_model_len or than the memory holds",
+    "unfinished": "requests had not finished at the horizon",
+    "aborted": "requests were given up by their client",
+}
+
+
+def notices(
+    setup_notes: Iterable[str],
+    trace_notes: Sequence[dict[str, Any]],
+    records: Sequence[RunRecord],
+    same_requests: bool,
+    saturation: str,
+) -> tuple[str, ...]:
+    """Return the notices of a study; counts are sums over its replications.
+
+    Args:
+        setup_notes: about profiles and memory.
+        trace_notes: counters of each replication's workload.
+        records: of each replication.
+        same_requests: whether all replications ran the same requests.
+        saturation: verdict of the study.
+    """
+    over = f" (over {len(records)} replications)" if len(records) > 1 else ""
+    lines = list(setup_notes)
+    lines += trace_notices(trace_notes, over)
+    for key, text in _OF_RUN.items():
+        lines += _counted(sum(r.counters[key] for r in records), text, over)
+    for status, text in _OF_STATUS.items():
+        count = sum(int((r.requests["status"] == status).sum()) for r in records)
+        lines += _counted(count, text, over)
+    if same_requests:
+        lines.append(
+            "every replication ran the same requests: the intervals do not show how other "
+            "requests would do"
+        )
+    if saturation == OVERLOADED:
+        lines.append("overloaded: the queue grows to the end, latencies depend on the run's length")
+    return tuple(dict.fromkeys(lines))
+
+
+def trace_notices(notes: Sequence[dict[str, Any]], over: str = "") -> list[str]:
+    """Return what readers and generators of workloads counted."""
+    counts = {key: sum(n.get(key, 0) for n in notes) for key in _OF_TRACE}
+    return [line for key, text in _OF_TRACE.items() for line in _counted(counts[key], text, over)]
+
+
+def _counted(count: int, text: str, over: str) -> list[str]:
+    return [f"{count} {text}{over}"] if count else []

@@ -1,0 +1,289 @@
+"""Replicated runs and comparisons on the same requests.
+
+Each replication has its own named random streams, children of the root seed: two policies, and two
+rates, see the same lengths and the same unit gaps. A task is one replication of one policy; tasks
+share nothing, so serial and parallel results are identical.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from sim.core.records import RunRecord
+from sim.core.simulation import simulate
+from sim.study.build import Setup, build, settings
+from sim.study.config import Experiment, PolicyChoice, RunConfig, SloConfig
+from sim.study.metrics import Frame, Summary, summarise
+from sim.study.notices import notices
+from sim.study.stats import aggregate, differences
+from sim.types import BadInput, Trace
+from workloads import WorkloadConfig
+from workloads import build as build_workload
+
+STREAMS = ("lengths", "arrivals", "router")
+
+SATURATION_REQUESTS = 4000
+"""Requests that wait at t = 0 when the saturation rate is measured (design section 5)."""
+
+Progress = Callable[[int, int], None]
+"""Called with tasks done and tasks in all."""
+
+
+@dataclass(frozen=True)
+class Replication:
+    """One simulated run.
+
+    Attributes:
+        index: number of the replication.
+        summary: its figures.
+        record: its rows.
+        trace_notes: what reading or drawing the workload counted.
+        fingerprint: equal for equal requests.
+        cpu_s: processor time of the simulation, seconds.
+    """
+
+    index: int
+    summary: Summary
+    record: RunRecord
+    trace_notes: dict[str, Any]
+    fingerprint: str
+    cpu_s: float
+
+
+@dataclass(frozen=True)
+class StudyResult:
+    """All replications of one policy.
+
+    Attributes:
+        experiment: what was asked for, with this policy only.
+        choice: the policy.
+        setup: what it was built to.
+        replications: by index.
+        summary: means and intervals (`sim.study.stats.aggregate`).
+        notes: what a reader of any output must be told, one line each.
+    """
+
+    experiment: Experiment
+    choice: PolicyChoice
+    setup: Setup
+    replications: tuple[Replication, ...]
+    summary: Summary
+    notes: tuple[str, ...]
+
+    @property
+    def summaries(self) -> list[Summary]:
+        """The figures of each replication."""
+        return [r.summary for r in self.replications]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Several policies on the same requests.
+
+    Attributes:
+        results: one each.
+        baseline: label of the policy the others are compared with.
+        differences: label -> key -> paired difference to the baseline.
+    """
+
+    results: tuple[StudyResult, ...]
+    baseline: str
+    differences: dict[str, dict[str, dict[str, float]]]
+
+
+def run(experiment: Experiment, jobs: int = 1, progress: Progress | None = None) -> StudyResult:
+    """Run the only policy of an experiment.
+
+    Args:
+        experiment: what to run.
+        jobs: local processes.
+        progress: told how far it is.
+    """
+    labels = [p.label for p in experiment.policies]
+    if len(labels) > 1:
+        raise BadInput(
+            f"policy: run takes one policy, the config lists {len(labels)} ({', '.join(labels)}); "
+            "use compare, or policy=NAME"
+        )
+    return _studies(experiment, jobs, progress)[0]
+
+
+def compare(
+    experiment: Experiment,
+    baseline: str | None = None,
+    jobs: int = 1,
+    progress: Progress | None = None,
+) -> Comparison:
+    """Run every policy of an experiment on the same requests.
+
+    Args:
+        experiment: what to run.
+        baseline: label of the policy to compare with; None: the first.
+        jobs: local processes.
+        progress: told how far it is.
+    """
+    labels = [p.label for p in experiment.policies]
+    chosen = labels[0] if baseline is None else baseline
+    if chosen not in labels:
+        raise BadInput(f"--baseline: {chosen!r} is not compared; valid: {', '.join(labels)}")
+    results = _studies(experiment, jobs, progress)
+    base = results[labels.index(chosen)].summaries
+    compared = {
+        r.choice.label: differences(r.summaries, base) for r in results if r.choice.label != chosen
+    }
+    return Comparison(tuple(results), chosen, compared)
+
+
+def requests_of(experiment: Experiment, replication: int) -> Trace:
+    """Return the requests of one replication."""
+    lengths, arrivals = (
+        np.random.default_rng(_stream(experiment, replication, name)) for name in STREAMS[:2]
+    )
+    trace = build_workload(experiment.workload, lengths, arrivals)
+    for name in experiment.slo.by:
+        if name not in trace.sources:
+            valid = ", ".join(trace.sources)
+            raise BadInput(f"slo.by.{name}: the workload has no such class; valid: {valid}")
+    return trace
+
+
+def saturation_rate(experiment: Experiment) -> float:
+    """Return the completions per second of the first policy when requests always wait.
+
+    4,000 requests of the workload's lengths arrive at t = 0; the first and the last fifth of the
+    completions are left out.
+    """
+    data = experiment.workload.model_dump() | {
+        "arrivals": {"process": "all-at-once"},
+        "num_requests": SATURATION_REQUESTS,
+        "duration_s": None,
+    }
+    if _is_file(data["source"]):
+        data |= {"source": "mixed", "mixture": {data["source"]: 1.0}}
+    full = replace(
+        experiment,
+        workload=WorkloadConfig.model_validate(data),
+        slo=SloConfig(),
+        run=RunConfig(seed=experiment.run.seed),
+    )
+    setup = build(full, full.policies[0])
+    record = simulate(requests_of(full, 0), setup.policy, setup.specs, settings(full, 0))
+    finish = record.requests["finish_s"]
+    done = np.sort(finish[~np.isnan(finish)])
+    first, last = len(done) // 5, len(done) - len(done) // 5
+    if last - first < 2:
+        raise BadInput("workload: too few requests can be served to measure a saturation rate")
+    return float((last - first) / (done[last - 1] - done[first - 1]))
+
+
+def _is_file(source: str) -> bool:
+    from workloads.sources import is_file
+
+    return is_file(source)
+
+
+# -- tasks --------------------------------------------------------------------------------------
+
+
+def _studies(experiment: Experiment, jobs: int, progress: Progress | None) -> list[StudyResult]:
+    setups = [build(experiment, choice) for choice in experiment.policies]
+    count = experiment.run.replications
+    tasks = [(choice, i) for choice in experiment.policies for i in range(count)]
+    done: list[Replication] = []
+    for replication in _map(experiment, tasks, jobs):
+        done.append(replication)
+        if progress is not None:
+            progress(len(done), len(tasks))
+    return [
+        _study(experiment, choice, setup, done[at * count : (at + 1) * count])
+        for at, (choice, setup) in enumerate(zip(experiment.policies, setups, strict=True))
+    ]
+
+
+def _map(
+    experiment: Experiment, tasks: Sequence[tuple[PolicyChoice, int]], jobs: int
+) -> Iterable[Replication]:
+    """Yield the results of the tasks in their order."""
+    if jobs == 1 or len(tasks) == 1:
+        return (_replicate(experiment, choice, i) for choice, i in tasks)
+    from joblib import Parallel, delayed
+
+    parallel = Parallel(n_jobs=min(jobs, len(tasks)), return_as="generator")
+    results: Iterable[Replication] = parallel(
+        delayed(_replicate)(experiment, choice, i) for choice, i in tasks
+    )
+    return results
+
+
+def _replicate(experiment: Experiment, choice: PolicyChoice, index: int) -> Replication:
+    """Run one replication of one policy."""
+    trace = requests_of(experiment, index)
+    setup = build(experiment, choice)
+    router_seed = int(_stream(experiment, index, "router").generate_state(1)[0])
+    began = time.process_time()
+    record = simulate(trace, setup.policy, setup.specs, settings(experiment, router_seed))
+    cpu_s = time.process_time() - began
+    _check_window(experiment, record)
+    return Replication(
+        index,
+        summarise(record, frame(experiment, setup)),
+        record,
+        dict(trace.notes),
+        _fingerprint(trace),
+        cpu_s,
+    )
+
+
+def _study(
+    experiment: Experiment, choice: PolicyChoice, setup: Setup, done: Sequence[Replication]
+) -> StudyResult:
+    summary = aggregate([r.summary for r in done])
+    notes = notices(
+        setup.notes,
+        [r.trace_notes for r in done],
+        [r.record for r in done],
+        same_requests=len(done) > 1 and len({r.fingerprint for r in done}) == 1,
+        saturation=summary["saturation"],
+    )
+    alone = replace(experiment, policies=(choice,))
+    return StudyResult(alone, choice, setup, tuple(done), summary, notes)
+
+
+def frame(experiment: Experiment, setup: Setup) -> Frame:
+    """Return what the summary of a run needs besides its records."""
+    costs = setup.instances[0].costs
+    return Frame(
+        slo=experiment.slo,
+        warmup_s=experiment.run.warmup_s,
+        horizon_s=experiment.run.horizon_s,
+        gpus=setup.gpus,
+        peak_flops_per_s=sum(i.costs.peak_flops_per_s for i in setup.instances),
+        flops_per_token=costs.flops_per_token,
+        attention_flops_per_pair=costs.attention_flops_per_pair,
+    )
+
+
+def _check_window(experiment: Experiment, record: RunRecord) -> None:
+    warmup, arrival = experiment.run.warmup_s, record.requests["arrival_s"]
+    last = float(arrival.max()) if len(arrival) else 0.0
+    if warmup > last or not len(arrival):
+        what = f"workload: no request arrives before {experiment.run.horizon_s} s"
+        if len(arrival):
+            what = f"run.warmup_s {warmup} leaves no request: the last arrives at {last:g} s"
+        raise BadInput(what)
+
+
+def _stream(experiment: Experiment, replication: int, name: str) -> np.random.SeedSequence:
+    key = (replication, STREAMS.index(name))
+    return np.random.SeedSequence(experiment.run.seed, spawn_key=key)
+
+
+def _fingerprint(trace: Trace) -> str:
+    columns = [c for c in (trace.arrival_s, trace.input_len, trace.output_len) if c is not None]
+    return hashlib.sha256(b"".join(c.tobytes() for c in columns)).hexdigest()

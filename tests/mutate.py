@@ -1,0 +1,379 @@
+"""Flips single lines of the engine and the policies; the tests must notice every flip.
+
+    python tests/mutate.py            all of them, two at a time (about a minute)
+    python tests/mutate.py NAME ...   those whose name contains a word
+
+Each mutation is applied to a copy of the repository in a temporary folder, and the fastest tests
+that should notice run there against the copy. It is caught when at least one test fails; a
+collection error, a crash of pytest or a hang is not "caught". First the same tests run on an
+unchanged copy, where all must pass. A mutation whose text is no longer in the source exactly once
+is an error: whoever changed the line says here what the line has become.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+COPIED = ("sim", "policies", "workloads", "tests", "pyproject.toml")
+AT_A_TIME = 2
+TIMEOUT_S = 120
+
+GOLDEN = "tests/golden"
+PREEMPTION = "tests/golden/test_golden_preemption.py"
+STEPS = "tests/golden/test_golden_steps.py"
+STATIC = "tests/golden/test_golden_static.py"
+LEAVING = "tests/golden/test_golden_leaving.py"
+CONTINUOUS_UNIT = "tests/unit/test_policy_continuous.py"
+ENGINE_UNIT = "tests/unit/test_core_engine.py"
+
+
+@dataclass(frozen=True)
+class Mutation:
+    """One flip: `old` stands exactly once in `path` and becomes `new`; `tests` must notice."""
+
+    name: str
+    path: str
+    old: str
+    new: str
+    tests: tuple[str, ...]
+
+
+MUTATIONS = (
+    # Policies.
+    Mutation(
+        "v1 victim: first admitted",
+        "policies/continuous.py",
+        "next(reversed(view.running))",
+        "next(iter(view.running))",
+        (PREEMPTION,),
+    ),
+    Mutation(
+        "v0 victim: earliest arrival",
+        "policies/continuous.py",
+        "if request.id > last.id:",
+        "if request.id < last.id:",
+        (PREEMPTION,),
+    ),
+    Mutation(
+        "v0 admission ignores the watermark",
+        "policies/continuous.py",
+        "room = view.free_blocks - int(self.watermark * view.total_blocks)\n        batch",
+        "room = view.free_blocks\n        batch",
+        (CONTINUOUS_UNIT,),
+    ),
+    Mutation(
+        "v1 chunk budget forgets the decodes",
+        "policies/continuous.py",
+        "budget = self.max_num_batched_tokens - decoding",
+        "budget = self.max_num_batched_tokens",
+        (STEPS,),
+    ),
+    Mutation(
+        "v1 admission ignores the batch's growth",
+        "policies/continuous.py",
+        "room = view.free_blocks - view.growth_blocks\n        for request in view.prefilling",
+        "room = view.free_blocks\n        for request in view.prefilling",
+        (PREEMPTION,),
+    ),
+    Mutation(
+        "v1 a request that does not fit is overtaken",
+        "policies/continuous.py",
+        "room -= -(-tokens // size)\n            if room < 0:\n                return\n",
+        "if room < -(-tokens // size):\n                continue\n"
+        "            room -= -(-tokens // size)\n",
+        (PREEMPTION,),
+    ),
+    Mutation(
+        "v0 prefills beside swapped requests",
+        "policies/continuous.py",
+        "elif view.num_waiting and",
+        "if view.num_waiting and",
+        (PREEMPTION,),
+    ),
+    Mutation(
+        "static: no halving after out of memory",
+        "policies/static.py",
+        "size >> request.retries",
+        "size",
+        (STATIC,),
+    ),
+    # Time: spans, order of events, arrivals.
+    Mutation(
+        "fused span one step too long",
+        "sim/core/instance.py",
+        "limit = heap[0][0] - self.steps",
+        "limit = heap[0][0] - self.steps + 1",
+        (STEPS,),
+    ),
+    Mutation(
+        "fused span across a knot",
+        "sim/core/instance.py",
+        "limit = min(limit, -((kv - piece.kv_end) // batch))",
+        "limit = min(limit, -((kv - piece.kv_end) // batch) + 1)",
+        (STEPS,),
+    ),
+    Mutation(
+        "fused span outgrows the KV cache",
+        "sim/core/instance.py",
+        "limit = min(limit, self.steps_until_free_below(0))",
+        "limit = min(limit, self.steps_until_free_below(0) + 1)",
+        (PREEMPTION,),
+    ),
+    Mutation(
+        "arrival at a step's end is a step late",
+        "sim/core/instance.py",
+        "steps_to_cover(now - self.start_fs, self.first_fs, self.increment_fs)\n            )",
+        "steps_to_cover(now - self.start_fs + 1, self.first_fs, self.increment_fs)\n            )",
+        (STEPS,),
+    ),
+    Mutation(
+        "arrivals after step ends",
+        "sim/core/loop.py",
+        "ARRIVAL = 1\n",
+        "ARRIVAL = 1000\n",
+        (STEPS,),
+    ),
+    Mutation(
+        "aborts after step ends",
+        "sim/core/loop.py",
+        "ABORT = 2\n",
+        "ABORT = 1001\n",
+        (LEAVING,),
+    ),
+    Mutation(
+        "instances in order of insertion",
+        "sim/core/instance.py",
+        "INSTANCE + id)",
+        "INSTANCE)",
+        (STEPS,),
+    ),
+    Mutation(
+        "arrival chain drops the last",
+        "sim/core/arrivals.py",
+        "if row < self.count:",
+        "if row < self.count - 1:",
+        (STEPS,),
+    ),
+    Mutation(
+        "closed loop without think time",
+        "sim/core/arrivals.py",
+        "max(to_fs(think_s), 1)",
+        "1",
+        (LEAVING,),
+    ),
+    Mutation(
+        "horizon counts the step under way",
+        "sim/core/instance.py",
+        "self.first_fs, self.increment_fs) - 1\n",
+        "self.first_fs, self.increment_fs)\n",
+        (LEAVING,),
+    ),
+    Mutation(
+        "until_s rounded down",
+        "sim/types/units.py",
+        "if middle / FS_PER_S < seconds:",
+        "if middle / FS_PER_S <= seconds:",
+        ("tests/unit/test_types_units.py",),
+    ),
+    Mutation(
+        "swap copies take no time",
+        "sim/core/seats.py",
+        "self.delay_fs += duration",
+        "self.delay_fs += 0",
+        (PREEMPTION,),
+    ),
+    # Memory and membership.
+    Mutation(
+        "KV growth looked up a step late",
+        "sim/core/instance.py",
+        "self.free_blocks -= self.phases[-self.steps % self.block_size]",
+        "self.free_blocks -= self.phases[(-self.steps - 1) % self.block_size]",
+        (PREEMPTION,),
+    ),
+    Mutation(
+        "blocks of a finished request are kept",
+        "sim/core/seats.py",
+        "self.free_blocks += request.held_blocks",
+        "self.free_blocks += 0",
+        (STEPS,),
+    ),
+    Mutation(
+        "host memory of an aborted request is kept",
+        "sim/core/seats.py",
+        "self.free_swap_blocks += request.held_blocks",
+        "self.free_swap_blocks += 0",
+        (LEAVING,),
+    ),
+    Mutation(
+        "full swap space takes more",
+        "sim/core/seats.py",
+        "held <= self.free_swap_blocks",
+        "held >= 0",
+        (PREEMPTION,),
+    ),
+    Mutation(
+        "recompute forgets the emitted tokens",
+        "sim/core/seats.py",
+        "request.target_tokens = request.input_len + request.emitted",
+        "request.target_tokens = request.input_len",
+        (PREEMPTION,),
+    ),
+    Mutation(
+        "finish heap trusts stale entries",
+        "sim/core/instance.py",
+        "if request.seq == seq:",
+        "if request.state == 2:",
+        (PREEMPTION,),
+    ),
+    Mutation(
+        "queue tokens grow for ever",
+        "sim/types/queues.py",
+        "self.tokens -= request.target_tokens",
+        "self.tokens -= 0",
+        ("tests/unit/test_types_queues.py",),
+    ),
+    Mutation(
+        "padded batch priced at the sum",
+        "sim/core/static.py",
+        "self.lens = [max(self.lens)] * len(self.lens)",
+        "self.lens = list(self.lens)",
+        (STATIC,),
+    ),
+    Mutation(
+        "rejection rule off by one",
+        "sim/core/seats.py",
+        "spec.total_blocks * spec.block_size + 1)",
+        "spec.total_blocks * spec.block_size)",
+        (ENGINE_UNIT,),
+    ),
+    # Records and routing.
+    Mutation(
+        "stalled batch loses its lead",
+        "sim/core/instance.py",
+        "self.lead_fs = now - self.last_emit_fs",
+        "self.lead_fs = 0",
+        (STEPS,),
+    ),
+    Mutation(
+        "round robin is stuck",
+        "sim/core/routers.py",
+        "self._next += 1",
+        "self._next += 0",
+        ("tests/unit/test_core_routers.py",),
+    ),
+)
+
+
+def copy_to(folder: Path) -> None:
+    """Copy what the tests need."""
+    for name in COPIED:
+        source = ROOT / name
+        if source.is_dir():
+            ignored = shutil.ignore_patterns("__pycache__", "*.pyc")
+            shutil.copytree(source, folder / name, ignore=ignored)
+        else:
+            shutil.copy2(source, folder / name)
+
+
+@contextmanager
+def copied() -> Iterator[Path]:
+    """A fresh copy of the repository, removed afterwards."""
+    with tempfile.TemporaryDirectory(prefix="mutate-") as folder:
+        copy_to(Path(folder))
+        yield Path(folder)
+
+
+def python(folder: Path, *args: str) -> subprocess.CompletedProcess[str]:
+    """Run python in the copy, importing the copy's packages."""
+    env = os.environ | {"PYTHONPATH": str(folder), "PYTHONDONTWRITEBYTECODE": "1"}
+    return subprocess.run(
+        [sys.executable, *args],
+        cwd=folder,
+        env=env,
+        capture_output=True,
+        text=True,
+        timeout=TIMEOUT_S,
+        check=False,
+    )
+
+
+def pytest(folder: Path, *args: str) -> subprocess.CompletedProcess[str]:
+    """Run tests of the copy, after making sure that they would import it."""
+    where = "import sim, policies; print(sim.__file__, policies.__file__)"
+    found = python(folder, "-c", where).stdout.split()
+    if not found or not all(Path(file).is_relative_to(folder.resolve()) for file in found):
+        raise SystemExit(f"the tests would import {found}, not the copy in {folder}")
+    return python(folder, "-m", "pytest", "-q", "-p", "no:cacheprovider", *args)
+
+
+def line_of(mutation: Mutation) -> int:
+    """Return the line of the mutation; an error if its text is not there exactly once."""
+    text = (ROOT / mutation.path).read_text()
+    count = text.count(mutation.old)
+    if count != 1:
+        raise SystemExit(
+            f"mutation {mutation.name!r}: its text stands {count} times in {mutation.path}, "
+            f"not once: {mutation.old!r}"
+        )
+    return text[: text.index(mutation.old)].count("\n") + 1
+
+
+def caught_by(mutation: Mutation) -> str | None:
+    """Return the first test that notices the mutation; None if it survives."""
+    with copied() as folder:
+        path = folder / mutation.path
+        path.write_text(path.read_text().replace(mutation.old, mutation.new))
+        try:
+            done = pytest(folder, "-x", "-r", "f", *mutation.tests)
+        except subprocess.TimeoutExpired:
+            return None
+    failed = re.search(r"^FAILED (\S+)", done.stdout, re.MULTILINE)
+    return failed[1] if done.returncode == 1 and failed else None
+
+
+def check_unchanged(mutations: list[Mutation]) -> None:
+    """Assert that the tests pass without any mutation."""
+    tests = sorted({test for mutation in mutations for test in mutation.tests})
+    with copied() as folder:
+        done = pytest(folder, *tests)
+    if done.returncode:
+        print(done.stdout[-3000:], done.stderr[-3000:])
+        raise SystemExit("the tests fail without any mutation")
+
+
+def _names() -> str:
+    return ", ".join(mutation.name for mutation in MUTATIONS)
+
+
+def main(words: list[str]) -> int:
+    """Run the mutations whose names contain one of `words` (all without words)."""
+    chosen = [m for m in MUTATIONS if not words or any(word in m.name for word in words)]
+    if not chosen:
+        raise SystemExit(f"no mutation is called {' or '.join(words)}; valid: {_names()}")
+    lines = [line_of(mutation) for mutation in chosen]
+    check_unchanged(chosen)
+    survived = 0
+    print(f"{'mutation':46} {'where':32} caught by")
+    with ThreadPoolExecutor(AT_A_TIME) as pool:
+        results = pool.map(caught_by, chosen)
+        for mutation, line, test in zip(chosen, lines, results, strict=True):
+            survived += test is None
+            where = f"{mutation.path}:{line}"
+            print(f"{mutation.name:46} {where:32} {test or 'NOTHING: it survives'}", flush=True)
+    print(f"{len(chosen) - survived} passed, {survived} failed")
+    return 1 if survived else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,93 @@
+"""Routers: one of several instances, from what stands still inside a span."""
+
+from collections import Counter
+
+import pytest
+
+from sim.core.routers import ROUTERS, make_router
+from sim.costs.simple import AffineCost
+from sim.types import BadInput, Request, View
+
+COST = AffineCost(decode_base_s=0.02)
+ANY = Request(0, 0, 0.0, 10)
+
+
+def views(count: int, outstanding: list[int] | None = None) -> list[View]:
+    made = [View(id, COST, 100) for id in range(count)]
+    for view, number in zip(made, outstanding or [], strict=False):
+        view.outstanding = number
+    return made
+
+
+def picks(name: str, instances: list[View], times: int = 1, seed: int = 0) -> list[int]:
+    router = make_router(name, seed)
+    return [router.pick(ANY, instances).id for _ in range(times)]
+
+
+def wait(view: View, *prompts: int) -> None:
+    for number, tokens in enumerate(prompts):
+        view.waiting.push(Request(100 * view.id + number, 0, 0.0, tokens))
+
+
+def test_round_robin_takes_turns():
+    assert picks("round-robin", views(3), 7) == [0, 1, 2, 0, 1, 2, 0]
+
+
+def test_random_is_uniform_and_repeatable():
+    chosen = picks("random", views(4), 4000, seed=1)
+    assert chosen == picks("random", views(4), 4000, seed=1)
+    assert chosen != picks("random", views(4), 4000, seed=2)
+    assert all(900 < n < 1100 for n in Counter(chosen).values())
+    assert set(chosen) == {0, 1, 2, 3}
+
+
+def test_shortest_queue_counts_requests_that_have_not_left():
+    assert picks("shortest-queue", views(3, [2, 1, 3])) == [1]
+    assert picks("shortest-queue", views(3, [2, 1, 1])) == [1]  # ties: lowest id
+
+
+def test_shortest_queue_tokens_counts_prompts_that_wait():
+    instances = views(3, [1, 2, 2])
+    wait(instances[0], 50)
+    wait(instances[1], 10, 30)
+    wait(instances[2], 40)
+    assert picks("shortest-queue-tokens", instances) == [1]  # 50, 40, 40: then requests, then id
+    instances[1].outstanding = 3
+    assert picks("shortest-queue-tokens", instances) == [2]
+
+
+def test_least_loaded_counts_all_prompt_tokens():
+    instances = views(3)
+    for view, tokens in zip(instances, (70, 60, 60), strict=True):
+        view.outstanding_tokens = tokens
+    assert picks("least-loaded", instances) == [1]
+
+
+def test_power_of_two_takes_the_shorter_of_two_different_instances():
+    # With two instances both are looked at: always the shorter one.
+    assert set(picks("power-of-two", views(2, [5, 4]), 200)) == {1}
+    assert set(picks("power-of-two", views(2, [4, 4]), 200)) == {0}
+    # With three, the longest queue is never taken, the others are, 2/3 to 1/3.
+    chosen = Counter(picks("power-of-two", views(3, [0, 1, 2]), 3000))
+    assert set(chosen) == {0, 1}
+    assert 1900 < chosen[0] < 2100
+    assert picks("power-of-two", views(1)) == [0]
+
+
+def test_power_of_two_is_repeatable():
+    instances = views(5)
+    assert picks("power-of-two", instances, 50, 3) == picks("power-of-two", instances, 50, 3)
+    assert picks("power-of-two", instances, 50, 3) != picks("power-of-two", instances, 50, 4)
+
+
+@pytest.mark.parametrize("name", ROUTERS)
+def test_every_router_returns_one_of_the_instances_and_writes_nothing(name: str):
+    instances = views(3, [1, 2, 3])
+    assert set(picks(name, instances, 20)) <= {0, 1, 2}
+    assert picks(name, instances[:1], 3) == [0, 0, 0]
+    assert [view.outstanding for view in instances] == [1, 2, 3]
+
+
+def test_an_unknown_router_names_the_valid_ones():
+    with pytest.raises(BadInput, match=r"engine\.router: .*'best'; valid: round-robin, random"):
+        make_router("best", 0)

@@ -1,0 +1,91 @@
+import io
+import math
+
+import pytest
+from rich.console import Console
+
+from sim.report.tables import comparison_table, number, result_table
+
+
+def printed(renderable):
+    console = Console(file=io.StringIO(), width=120)
+    console.print(renderable)
+    return console.file.getvalue()
+
+
+def summary(label, ttft_ms, saturation="stable", n=3):
+    half = 1.5 if n > 1 else math.nan
+    return {
+        "label": label,
+        "model": "opt-13b",
+        "gpu": "h100",
+        "num_gpus": 2,
+        "n_replications": n,
+        "saturation": saturation,
+        "mean_ttft_ms": ttft_ms,
+        "mean_ttft_ms_ci_low": ttft_ms - half,
+        "mean_ttft_ms_ci_high": ttft_ms + half,
+        "mfu": None,
+    }
+
+
+def difference(percent):
+    ends = {"percent_ci_low": percent - 2, "percent_ci_high": percent + 2}
+    return {"mean_ttft_ms": {"percent": percent, **ends}}
+
+
+def test_a_figure_comes_with_its_interval_and_n():
+    text = printed(result_table(summary("static", 123.456)))
+    assert "123.5 ± 1.5" in text
+    assert "n=3 replications" in text
+    assert "opt-13b on 2 x h100" in text
+    assert "MFU" not in text  # undefined everywhere
+
+
+def test_one_replication_has_no_interval():
+    text = printed(result_table(summary("static", 123.456, n=1)))
+    assert "n=1, no interval" in text
+    assert "±" not in text
+
+
+def test_a_comparison_starts_with_the_baseline_and_shows_differences():
+    comparison = {
+        "baseline": "static",
+        "policies": {"continuous": summary("continuous", 60), "static": summary("static", 120)},
+        "differences": {"continuous": difference(-50)},
+    }
+    text = printed(comparison_table(comparison))
+    assert text.index("static") < text.index("continuous")
+    assert "-50.0 % ± 2.0" in text
+    assert "paired" in text
+
+
+def test_differences_of_shares_are_in_points():
+    shares = {
+        label: summary(label, 1)
+        | {"slo_attainment": value, "slo_attainment_ci_low": value, "slo_attainment_ci_high": value}
+        for label, value in (("a", 0.2), ("b", 0.9))
+    }
+    change = {"slo_attainment": {"diff": 0.7, "ci_low": 0.65, "ci_high": 0.75}}
+    comparison = {"baseline": "a", "policies": shares, "differences": {"b": change}}
+    assert "+70.0 pt ± 5.0" in printed(comparison_table(comparison))
+
+
+def test_latencies_of_an_overloaded_run_are_marked():
+    text = printed(result_table(summary("static", 120, "overloaded")))
+    assert "120 ± 2*" in text
+    assert "* overloaded: no steady state" in text
+    assert "*" not in printed(result_table(summary("static", 120)))
+
+
+def test_what_users_typed_is_not_markup():
+    assert "[red]x[/red]" in printed(result_table(summary("[red]x[/red]", 1)))
+
+
+@pytest.mark.parametrize(
+    ("value", "wanted"),
+    [(0, "0"), (12, "12"), (1234567.8, "1,234,568"), (12.3456, "12.35"), (0.0123456, "0.0123"),
+     (math.nan, "-")],
+)  # fmt: skip
+def test_numbers_have_four_digits(value, wanted):
+    assert number(value) == wanted

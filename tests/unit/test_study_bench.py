@@ -1,0 +1,53 @@
+import pytest
+
+from sim.core.yardstick import bare_timeout_s
+from sim.study import bench
+
+CASE = {"policy": "continuous v0", "load": 0.9, "n": 200, "rate": 4.0}
+
+
+def test_a_case_is_measured_in_units_of_the_yardstick():
+    measured = bench.measure(CASE)
+    assert measured["us_per_request"] == pytest.approx(measured["cpu_s"] / 200 * 1e6)
+    assert measured["timeouts_per_request"] == pytest.approx(
+        measured["us_per_request"] / measured["timeout_us"]
+    )
+    assert measured["requests_per_cpu_s"] == pytest.approx(1e6 / measured["us_per_request"])
+    assert measured["events_per_request"] > measured["spans_per_request"] > 0
+    assert measured["peak_rss_bytes"] > 10_000_000
+
+
+def test_the_yardstick_is_below_ten_microseconds():
+    assert 1e-8 < bare_timeout_s(2000) < 1e-5
+
+
+def test_growth_is_the_slope_of_logarithms():
+    cases = [
+        {"policy": label, "load": load, "n": n, "cpu_s": 3e-6 * n**1.5}
+        for label in bench.POLICIES
+        for load in bench.LOADS
+        for n in (100, 1000, 10_000)
+    ]
+    assert {round(row["exponent"], 6) for row in bench._growth(cases)} == {1.5}
+
+
+def test_every_policy_load_and_size_is_a_case():
+    cases = list(bench._cases((10, 20), dict.fromkeys(bench.POLICIES, 1.0)))
+    assert len(cases) == 3 * 3 * 2
+    assert bench.experiment(cases[0] | {"instances": 16}).cluster.count == 16
+
+
+def test_the_table_can_be_printed(capsys):
+    measured = bench.measure(CASE)
+    fusing = [CASE | {"instances": 16, "ratio": 3.0}]
+    growth = [{"policy": "static", "load": 0.5, "exponent": 1.0}]
+    bench._print({"cases": [measured], "growth_exponents": growth, "fusing": fusing})
+    out = capsys.readouterr().out
+    assert "continuous v0" in out
+    assert "growth static at 50%: n^1.000" in out
+    assert "16 instances at 90%: 3.0" in out
+
+
+def test_a_case_that_fails_says_why():
+    with pytest.raises(RuntimeError, match="rate: Input should be greater than 0"):
+        bench._measured_apart(CASE | {"rate": -1})

@@ -1,0 +1,105 @@
+import pytest
+
+from sim.study.build import build, max_model_len, settings
+from sim.study.config import resolve
+from sim.types import BadInput
+
+
+def experiment(cluster=(), engine=(), workload=(), policy="continuous"):
+    return resolve(
+        {
+            "cluster": {"gpu": "a100-40gb", "count": 4, "model": "llama-2-13b", **dict(cluster)},
+            "policy": policy,
+            "workload": {
+                "source": "sharegpt",
+                "num_requests": 10,
+                "arrivals": {"process": "poisson", "rate": 1},
+                **dict(workload),
+            },
+            "engine": dict(engine),
+        },
+        "test",
+    )
+
+
+def built(**sections):
+    chosen = experiment(**sections)
+    return build(chosen, chosen.policies[0])
+
+
+def test_the_policy_lays_out_as_many_instances_as_fit():
+    setup = built()
+    assert (len(setup.instances), setup.gpus) == (4, 4)
+    assert {spec.total_blocks for spec in setup.specs} == {961}
+    assert any("not measured" in note for note in setup.notes)
+
+
+def test_pools_of_the_config_win():
+    setup = built(cluster={"pools": [{"instances": 1, "tp": 2}, {"instances": 2}]})
+    assert [i.pool.tp for i in setup.instances] == [2, 1, 1]
+    assert setup.gpus == 4
+
+
+def test_roofline_needs_no_profile():
+    setup = built(cluster={"gpu": "h200", "model": "qwen3-32b", "count": 1, "profile": "roofline"})
+    assert any("peak figures, not measured" in note for note in setup.notes)
+    assert any("formula" in note for note in setup.notes)
+
+
+def test_engine_overrides_reach_the_instances():
+    setup = built(engine={"num_gpu_blocks": 100, "block_size": 32, "max_model_len": 1000})
+    spec = setup.specs[0]
+    assert (spec.total_blocks, spec.block_size, spec.max_model_len) == (100, 32, 1000)
+
+
+def test_swap_space_and_speed_are_per_gpu():
+    engine = {"swap_space_gib": 1.0, "swap_gb_per_s": 10.0}
+    one = built(engine=engine).specs[0]
+    two = built(engine=engine, cluster={"pools": [{"instances": 1, "tp": 2}]}).specs[0]
+    block_bytes = 2 * 40 * 40 * 128 * 2 * 16
+    assert one.total_swap_blocks == 2**30 // block_bytes
+    assert one.swap_s_per_block == pytest.approx(block_bytes / 10e9)
+    assert two.total_swap_blocks == 2 * 2**30 // block_bytes
+    assert two.swap_s_per_block == pytest.approx(one.swap_s_per_block / 2)
+    # by default the PCIe figure of the catalogue
+    assert built().specs[0].swap_s_per_block == pytest.approx(block_bytes / 32e9)
+
+
+def test_the_longest_request_is_the_engines_else_the_workloads_else_the_models():
+    assert max_model_len(experiment()) == 4096
+    assert max_model_len(experiment(workload={"max_model_len": 1000})) == 1000
+    assert max_model_len(experiment(workload={"max_model_len": 10_000})) == 4096
+    both = experiment(workload={"max_model_len": 1000}, engine={"max_model_len": 2000})
+    assert max_model_len(both) == 2000
+
+
+def test_a_closed_loop_is_a_setting_of_the_engine():
+    arrivals = {"process": "closed", "concurrency": 7, "think_s": 2}
+    chosen = settings(experiment(workload={"arrivals": arrivals}), router_seed=5)
+    assert (chosen.concurrency, chosen.think_s, chosen.router_seed) == (7, 2, 5)
+    assert settings(experiment(), 0).concurrency is None
+
+
+@pytest.mark.parametrize(
+    ("sections", "said"),
+    [
+        ({"cluster": {"gpu": "a100"}}, "unknown GPU 'a100'"),
+        ({"cluster": {"model": "llama"}}, "unknown model 'llama'"),
+        ({"cluster": {"profile": "nope"}}, "no profile named 'nope'"),
+        ({"cluster": {"model": "qwen3-32b"}}, "roofline works for any"),
+        (
+            {"cluster": {"model": "llama-2-70b", "count": 1, "profile": "roofline"}},
+            "cluster.count: llama-2-70b needs 4 a100-40gb (tp 4), there are 1",
+        ),
+        ({"cluster": {"pools": [{"instances": 5}]}}, "5 GPUs wanted, cluster.count is 4"),
+        ({"cluster": {"pools": [{"instances": 1, "tp": 3}]}}, "tp 3 does not divide the 40 heads"),
+        ({"cluster": {"pools": [{"role": "prefill", "instances": 1}]}}, "valid: mixed"),
+        ({"engine": {"num_gpu_blocks": 10**6}}, "num_gpu_blocks 1000000"),
+        ({"engine": {"max_model_len": 10**6}}, "max_model_len 1000000"),
+    ],
+)
+def test_impossible_clusters_are_refused(sections, said):
+    with pytest.raises(BadInput) as error:
+        built(**sections)
+    assert said in str(error.value)
+    assert "\n" not in str(error.value)
