@@ -7,20 +7,17 @@ from collections.abc import Sequence
 from policies.base import (
     ClusterInfo,
     Config,
-    Decode,
     Field,
     N,
     Plan,
     Policy,
     Pool,
     Preemption,
-    Prefill,
     Request,
     View,
     policy,
 )
-
-GO_ON = Decode()
+from policies.parts.disaggregated import can_pull, fcfs_batch, half_and_half, next_step, swap_last
 
 
 class DistserveConfig(Config):
@@ -72,61 +69,19 @@ class Distserve(Policy):
 
     def pools(self, cluster: ClusterInfo) -> Sequence[Pool]:
         """Return one prefill and one decode instance on half of the GPUs each."""
-        tp = max(cluster.gpus // 2, 1)
-        return [Pool("prefill", 1, tp=tp), Pool("decode", 1, tp=tp)]
+        return half_and_half(cluster)
 
     def plan(self, view: View) -> Plan | None:
         """Decide the next step of a prefill or a decode instance."""
-        if view.role == "decode":
-            return self._plan_decode(view)
-        batch = self._prefill_batch(view)
-        return Prefill(batch, self.padded) if batch else None
+        batch: list[Request] = []
+        if view.num_waiting and not view.swapped:
+            batch = fcfs_batch(view, self.max_num_batched_tokens, self.max_prefill_seqs)
+        return next_step(view, batch, self.max_num_seqs, self.padded)
 
     def can_accept(self, view: View, request: Request) -> bool:
         """Pull while little waits to join and the prompt fits."""
-        if view.ready_blocks >= self.ready_threshold * view.total_blocks:
-            return False
-        return view.blocks_for(request.prefilled + 1) <= view.free_blocks - view.growth_blocks
+        return can_pull(view, request, self.ready_threshold)
 
     def victim(self, view: View) -> Preemption:
         """Swap out the last of the batch."""
-        return Preemption(view.running[next(reversed(view.running))], swap=True)
-
-    def _prefill_batch(self, view: View) -> list[Request]:
-        room = view.free_blocks
-        budget = self.max_num_batched_tokens
-        size = view.block_size
-        batch: list[Request] = []
-        for request in view.waiting:
-            budget -= request.target_tokens
-            room -= -(-request.target_tokens // size)
-            if room < 0 or (batch and budget < 0) or len(batch) == self.max_prefill_seqs:
-                break
-            batch.append(request)
-        return batch
-
-    def _plan_decode(self, view: View) -> Plan | None:
-        seats = self.max_num_seqs - len(view.running)
-        if seats > 0 and view.swapped:
-            back = self._swap_in(view, seats)
-            if back:
-                return Decode(swap_in=back)
-        elif seats > 0 and view.num_waiting:
-            batch = self._prefill_batch(view)
-            if batch:
-                return Prefill(batch, self.padded)
-        if seats > 0 and view.ready:
-            behind = view.swapped or view.num_waiting
-            if not behind or not view.num_decoding:
-                return Decode(admit=list(view.ready.values())[:seats])
-        return GO_ON if view.num_decoding else None
-
-    def _swap_in(self, view: View, seats: N) -> list[Request]:
-        room = view.free_blocks - view.growth_blocks
-        back: list[Request] = []
-        for request in view.swapped.values():
-            room -= view.blocks_for(request.prefilled + 1)
-            if room < 0 or len(back) == seats:
-                break
-            back.append(request)
-        return back
+        return swap_last(view)

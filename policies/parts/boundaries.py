@@ -1,0 +1,112 @@
+"""Where to cut a length histogram into buckets: an exact dynamic programme, and Eq. 4."""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sim.types import CostModel, N
+
+
+def geometric_starts(l_max: N, bins: N) -> list[N]:
+    """Return the shortest length of at most `bins` bins up to `l_max`, equally wide in ratio.
+
+    Short bins are one token wide; integers let fewer than `bins` remain.
+    """
+    edges = {round(l_max ** (at / bins)) for at in range(bins)}
+    return [0, *sorted(edge for edge in edges if 1 < edge < l_max)]
+
+
+def row_prices(cost: CostModel, uppers: Sequence[N], rows: Sequence[N]) -> list[float]:
+    """Return the price of one row of a full padded batch, in femtoseconds, for each bucket end.
+
+    Args:
+        cost: prices the batch.
+        uppers: length every row of the batch is padded to.
+        rows: requests in the batch.
+    """
+    return [
+        cost.step(n, n * upper, n * upper, n * upper * upper, 0, 0) / n
+        for upper, n in zip(uppers, rows, strict=True)
+    ]
+
+
+def best_partition(costs: NDArray[np.float64], max_groups: N) -> list[N]:
+    """Cut 0..m-1 into at most `max_groups` runs of least total cost; the fewest among equals.
+
+    Dynamic programme over (number of groups, last element): O(max_groups * m^2).
+
+    Args:
+        costs: costs[i, j] of the run i..j, for i <= j.
+        max_groups: groups at most, >= 1.
+
+    Returns:
+        The first element of every group.
+    """
+    size = len(costs)
+    below = np.tri(size, k=-1, dtype=bool)
+    joined = np.where(below, np.inf, costs)
+    best = [joined[0]]
+    froms: list[NDArray[np.intp]] = []
+    for _ in range(1, min(max_groups, size)):
+        before = np.concatenate(([np.inf], best[-1][:-1]))
+        totals = before[:, None] + joined
+        froms.append(totals.argmin(axis=0))
+        best.append(totals.min(axis=0))
+    groups = int(np.argmin([layer[-1] for layer in best]))
+    starts: list[N] = []
+    last = size - 1
+    for layer in reversed(froms[:groups]):
+        starts.append(int(layer[last]))
+        last = starts[-1] - 1
+    return [0, *reversed(starts)]
+
+
+def cheapest_cuts(weights: Sequence[float], prices: Sequence[float], max_buckets: N) -> list[N]:
+    """Return the first bin of every bucket that makes padded batches cheapest.
+
+    A bucket costs its weight times the price of a row as long as its longest bin in use.
+
+    Args:
+        weights: requests in every bin.
+        prices: price of a row as long as the bin's longest.
+        max_buckets: buckets at most.
+    """
+    used = [at for at, weight in enumerate(weights) if weight > 0]
+    if not used:
+        return [0]
+    sums = np.concatenate(([0.0], np.cumsum([weights[at] for at in used])))
+    costs = (sums[None, 1:] - sums[:-1, None]) * np.array([prices[at] for at in used])
+    groups = best_partition(costs, max_buckets)
+    return [0, *(used[group - 1] + 1 for group in groups[1:])]
+
+
+def centroid_cuts(weights: Sequence[float], lengths: Sequence[float], max_buckets: N) -> list[N]:
+    """Return the first bin of every bucket by the paper's Eq. 4, U_b = E[S | S in bucket b].
+
+    The buckets on the right are `max_buckets` equally heavy ones; the last keeps its upper end. To
+    repeat it would shrink every bucket to nothing, for a mean is no upper bound.
+
+    Args:
+        weights: requests in every bin.
+        lengths: middle length of every bin.
+        max_buckets: buckets at most.
+    """
+    total = sum(weights)
+    cuts = [0]
+    share = mass = moment = 0.0
+    groups = 1
+    for at, weight in enumerate(weights):
+        share += weight
+        mass += weight
+        moment += weight * lengths[at]
+        if share * max_buckets >= groups * total and mass > 0 and groups < max_buckets:
+            cut = bisect_left(lengths, moment / mass) + 1
+            if cuts[-1] < cut < len(weights):
+                cuts.append(cut)
+            mass = moment = 0.0
+            groups = int(share * max_buckets / total) + 1
+    return cuts

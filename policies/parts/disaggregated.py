@@ -1,0 +1,82 @@
+"""What policies with separate prefill and decode pools share: layout and decode side."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from sim.types import ClusterInfo, Decode, N, Plan, Pool, Preemption, Prefill, Request, View
+
+GO_ON = Decode()
+
+
+def half_and_half(cluster: ClusterInfo) -> list[Pool]:
+    """Return one prefill and one decode instance on half of the GPUs each."""
+    tp = max(cluster.gpus // 2, 1)
+    return [Pool("prefill", 1, tp=tp), Pool("decode", 1, tp=tp)]
+
+
+def can_pull(view: View, request: Request, ready_threshold: float) -> bool:
+    """Pull while pulled prompts hold less than `ready_threshold` of the blocks and it fits."""
+    if view.ready_blocks >= ready_threshold * view.total_blocks:
+        return False
+    return view.blocks_for(request.prefilled + 1) <= view.free_blocks - view.growth_blocks
+
+
+def swap_last(view: View) -> Preemption:
+    """Swap out the last of the batch."""
+    return Preemption(view.running[next(reversed(view.running))], swap=True)
+
+
+def fcfs_batch(view: View, max_tokens: N, max_seqs: N) -> list[Request]:
+    """Return waiting requests in order: their blocks fit, and at most so many prompt tokens.
+
+    Tokens are counted unpadded; a prompt longer than `max_tokens` runs alone.
+    """
+    room = view.free_blocks
+    budget = max_tokens
+    size = view.block_size
+    batch: list[Request] = []
+    for request in view.waiting:
+        budget -= request.target_tokens
+        room -= -(-request.target_tokens // size)
+        if room < 0 or (batch and budget < 0) or len(batch) == max_seqs:
+            break
+        batch.append(request)
+    return batch
+
+
+def next_step(view: View, batch: Sequence[Request], max_num_seqs: N, padded: bool) -> Plan | None:
+    """Return the next step of an instance of any role.
+
+    Swapped requests come back first, then `batch` is prefilled (on a decode instance: preempted
+    requests that are recomputed), then pulled ones join in order, then the batch decodes.
+
+    Args:
+        view: the instance.
+        batch: waiting requests chosen for a prefill; not looked at while requests are swapped out.
+        max_num_seqs: requests in a decode batch, at most.
+        padded: pad the prefill to its longest prompt.
+    """
+    seats = max_num_seqs - len(view.running)
+    if seats > 0 and view.swapped:
+        back = _swap_in(view, seats)
+        if back:
+            return Decode(swap_in=back)
+    elif seats > 0 and batch:
+        return Prefill(batch, padded)
+    if seats > 0 and view.ready:
+        behind = view.swapped or view.num_waiting
+        if not behind or not view.num_decoding:
+            return Decode(admit=list(view.ready.values())[:seats])
+    return GO_ON if view.num_decoding else None
+
+
+def _swap_in(view: View, seats: N) -> list[Request]:
+    room = view.free_blocks - view.growth_blocks
+    back: list[Request] = []
+    for request in view.swapped.values():
+        room -= view.blocks_for(request.prefilled + 1)
+        if room < 0 or len(back) == seats:
+            break
+        back.append(request)
+    return back
