@@ -206,6 +206,8 @@ class Instance(Seats):
                 took_time = self._chunked(plan.chunks, plan.decode, False, now)
             elif isinstance(plan, Prefill):
                 chunks = [(r, r.target_tokens - r.prefilled) for r in plan.requests]
+                if self.policy.charges_overhead:
+                    self.delay_fs += to_fs(self.policy.overhead_s(self))
                 padded = self.sim.settings.padded(plan.padded)
                 took_time = self._chunked(chunks, False, padded, now)
             else:

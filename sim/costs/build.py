@@ -83,9 +83,11 @@ def instance_cost(
     check_layout(shape, tp, pp)
     check_fits(shape, device, tp * pp, gpu_memory_utilization=gpu_memory_utilization)
     length = _max_model_len(shape, max_model_len)
-    profile = find_profile(model, gpu, tp, pp, profile_name)
+    profile = _profile(model, gpu, tp, pp, profile_name)
     size = profile.block_size if block_size is None else block_size
-    blocks = _profile_blocks(profile, size) if num_gpu_blocks is None else num_gpu_blocks
+    blocks = num_gpu_blocks
+    if blocks is None and profile.pp == pp:
+        blocks = _profile_blocks(profile, size)
     guessed = blocks is None
     if blocks is None:
         dtype = profile.dtype
@@ -102,8 +104,22 @@ def instance_cost(
         flops_per_token=shape.flops_per_token,
         attention_flops_per_pair=shape.attention_flops_per_pair,
         peak_flops_per_s=device.peak_flops_per_s * tp * pp,
-        notes=_notes(profile, guessed, blocks, size, length),
+        notes=_notes(profile, pp, guessed, blocks, size, length),
     )
+
+
+def _profile(model: str, gpu: str, tp: int, pp: int, name: str) -> Profile:
+    """Return the profile of a layout; a pipeline without its own takes that of one stage.
+
+    A step then lasts as long as on `tp` GPUs, spread over the stages; passing activations from
+    stage to stage is not charged.
+    """
+    try:
+        return find_profile(model, gpu, tp, pp, name)
+    except BadInput:
+        if pp == 1:
+            raise
+    return find_profile(model, gpu, tp, 1, name)
 
 
 def _max_model_len(model: Model, asked: int | None) -> int:
@@ -121,13 +137,18 @@ def _profile_blocks(profile: Profile, block_size: int) -> int | None:
 
 
 def _notes(
-    profile: Profile, guessed: bool, blocks: int, block_size: int, max_model_len: int
+    profile: Profile, pp: int, guessed: bool, blocks: int, block_size: int, max_model_len: int
 ) -> tuple[str, ...]:
     notes = list(profile.notes)
     if profile.basis == "roofline":
         notes.append(f"step times of {profile.name} are peak figures, not measured")
     if profile.basis == "derived":
         notes.append(f"step times of {profile.name} are derived, not measured on this hardware")
+    if profile.pp != pp:
+        notes.append(
+            f"pp {pp}: priced with {profile.name}, spread over the stages; the hand-over between "
+            "stages is not charged"
+        )
     if guessed:
         notes.append(
             f"num_gpu_blocks {blocks} for {profile.name} is a formula's guess, often 10-30 % too "

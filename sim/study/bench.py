@@ -126,7 +126,9 @@ def measure(case: Case) -> Case:
     for _ in range(1 if case["n"] >= ONCE_FROM else 3):
         setup = build(chosen, chosen.policies[0])
         began = time.process_time()
-        record = simulate(trace, setup.policy, setup.specs, settings(chosen, 0))
+        record = simulate(
+            trace, setup.policy, setup.specs, settings(chosen, setup.policy, trace, 0)
+        )
         seconds.append(time.process_time() - began)
     unit_s = min(unit_s, bare_timeout_s())
     n, best = case["n"], min(seconds)

@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from copy import copy
 from dataclasses import dataclass
 from typing import cast
 
 import policies
+from sim.core.predictors import LengthPredictor, make_predictor
+from sim.core.simulation import ROLE_ORDER
 from sim.core.spec import InstanceSpec, Settings
 from sim.costs.build import InstanceCost, instance_cost
 from sim.costs.catalogue import gpu_named, model_named
 from sim.costs.memory import min_tp
 from sim.study.config import Experiment, PolicyChoice
-from sim.types import BadInput, ClusterInfo, Policy, Pool
+from sim.types import BadInput, ClusterInfo, Policy, Pool, Trace
 from workloads.arrivals import Closed
 
 GIB = 2**30
 BYTES_PER_GB = 1e9
+MS_PER_S = 1e3
+ETHERNET_BYTES_PER_S = 12.5e9
+"""100 Gbit/s, the inter-node network of Splitwise's study (spec: others.md section 5)."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,16 +82,18 @@ def build(experiment: Experiment, choice: PolicyChoice) -> Setup:
     policy = make(choice.params)
     pools = _pools(experiment, policy)
     instances: list[InstanceInfo] = []
-    for pool in pools:
-        instances += [_instance(experiment, pool)] * pool.instances
+    for pool in sorted(pools, key=lambda pool: ROLE_ORDER.index(pool.role)):
+        for _ in range(pool.instances):
+            instances += _engine(experiment, pool, len(instances))
     costs = [instance.costs for instance in instances]
     notes = [note for cost in costs for note in cost.notes]
     return Setup(policy, tuple(instances), tuple(dict.fromkeys(notes)))
 
 
-def settings(experiment: Experiment, router_seed: int) -> Settings:
-    """Return how the engine runs."""
+def settings(experiment: Experiment, policy: Policy, trace: Trace, router_seed: int) -> Settings:
+    """Return how the engine runs `trace` under `policy`."""
     engine = experiment.engine
+    link = experiment.cluster.link
     closed = experiment.workload.arrivals
     if not isinstance(closed, Closed):
         closed = None
@@ -99,7 +107,47 @@ def settings(experiment: Experiment, router_seed: int) -> Settings:
         oom_restart_s=engine.oom_restart_s,
         concurrency=closed.concurrency if closed else None,
         think_s=closed.think_s if closed else 0.0,
+        decode_router=engine.decode_router,
+        link_bytes_per_s=_link_bytes_per_s(experiment),
+        link_latency_s=link.latency_ms / MS_PER_S,
+        link_shared=link.shared,
+        link_overlap=link.overlap,
+        first_token=engine.first_token,
+        ttft_slo_s=_bounds_s(experiment, trace, "ttft_ms"),
+        e2e_slo_s=_bounds_s(experiment, trace, "e2e_ms"),
+        predictor=_predictor(experiment, policy, trace, router_seed),
     )
+
+
+def _link_bytes_per_s(experiment: Experiment) -> float:
+    link = experiment.cluster.link
+    if link.gb_per_s is not None:
+        return link.gb_per_s * BYTES_PER_GB
+    if link.name == "ethernet":
+        return ETHERNET_BYTES_PER_S
+    gpu = gpu_named(experiment.cluster.gpu)
+    # A GPU without NVLink moves KV over PCIe, whatever the default says.
+    return gpu.pcie_bytes_per_s if link.name == "pcie" else gpu.link_bytes_per_s
+
+
+def _bounds_s(experiment: Experiment, trace: Trace, bound: str) -> list[float]:
+    """Return a bound of each source in seconds, -1 where there is none; [] if there is none."""
+    slo = experiment.slo
+    found = []
+    for source in trace.sources:
+        value = getattr(slo.bounds(source if source in slo.by else None), bound)
+        found.append(-1.0 if value is None else value / MS_PER_S)
+    return found if max(found) >= 0 else []
+
+
+def _predictor(
+    experiment: Experiment, policy: Policy, trace: Trace, seed: int
+) -> LengthPredictor | None:
+    if not policy.uses_predictions:
+        return None
+    chosen = experiment.engine.predictor
+    mean_tokens = float(trace.output_len.mean()) if len(trace) else 1.0
+    return make_predictor(chosen.name, seed, chosen.accuracy, chosen.tokens, mean_tokens)
 
 
 def max_model_len(experiment: Experiment) -> int:
@@ -142,17 +190,30 @@ def _min_tp(experiment: Experiment) -> int:
 
 
 def _check_pools(pools: Sequence[Pool], source: str, count: int) -> None:
-    for pool in pools:
-        if pool.role != "mixed":
-            raise BadInput(
-                f"{source}: role {pool.role!r} needs separate pools, which this release does not "
-                "have; valid: mixed"
-            )
+    roles = {pool.role for pool in pools if pool.instances}
+    if ("prefill" in roles) != ("decode" in roles):
+        raise BadInput(f"{source}: prefill and decode pools need each other, got {sorted(roles)}")
     if not sum(pool.instances for pool in pools):
         raise BadInput(f"{source}: no instances")
     gpus = sum(pool.instances * pool.tp * pool.pp for pool in pools)
     if gpus > count:
         raise BadInput(f"{source}: {gpus} GPUs wanted, cluster.count is {count}")
+
+
+def _engine(experiment: Experiment, pool: Pool, number: int) -> list[InstanceInfo]:
+    """Return one engine: an instance, or a lane for each stage of a pipeline."""
+    whole = _instance(experiment, pool)
+    if pool.pp == 1 or experiment.engine.pipeline == "sequential":
+        return [whole]
+    lanes = []
+    for _ in range(pool.pp):
+        spec = copy(whole.spec)
+        spec.total_blocks //= pool.pp
+        spec.total_swap_blocks //= pool.pp
+        spec.pipeline, spec.stages = number, pool.pp
+        lane = Pool(pool.role, 1, pool.tp, 1, pool.gpu)  # a lane counts as its share of the GPUs
+        lanes.append(InstanceInfo(lane, whole.gpu, whole.costs, spec))
+    return lanes
 
 
 def _instance(experiment: Experiment, pool: Pool) -> InstanceInfo:
@@ -168,6 +229,7 @@ def _instance(experiment: Experiment, pool: Pool) -> InstanceInfo:
         block_size=engine.block_size,
         max_model_len=max_model_len(experiment),
         gpu_memory_utilization=engine.gpu_memory_utilization,
+        min_step_s=engine.min_step_ms / MS_PER_S,
     )
     gpus = pool.tp * pool.pp
     swap_bytes = engine.swap_space_gib * GIB * gpus
@@ -184,6 +246,7 @@ def _instance(experiment: Experiment, pool: Pool) -> InstanceInfo:
         total_swap_blocks=int(swap_bytes // costs.kv_block_bytes),
         swap_s_per_block=costs.kv_block_bytes / bytes_per_s,
         max_step_tokens=costs.max_step_tokens,
+        kv_token_bytes=costs.kv_block_bytes // costs.block_size,
         gpu=gpu,
         tp=pool.tp,
     )

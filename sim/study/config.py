@@ -36,6 +36,35 @@ class PoolConfig(Section):
     gpu: str | None = Field(None, description="catalogue name; null: the cluster's")
 
 
+class LinkConfig(Section):
+    """How KV caches move from prefill to decode instances."""
+
+    name: Literal["nvlink", "pcie", "ethernet"] = Field(
+        "nvlink", description="which bandwidth: the GPU's NVLink or PCIe peak, 100 Gbit/s Ethernet"
+    )
+    gb_per_s: float | None = Field(
+        None, gt=0, description="bandwidth of a link, one way, GB/s; null: the named link's"
+    )
+    latency_ms: float = Field(0.0, ge=0, description="time before the first byte, ms")
+    shared: bool = Field(
+        False, description="all transfers share one link, instead of one per pair of instances"
+    )
+    overlap: float = Field(
+        0.0, ge=0, le=1, description="share of a transfer hidden behind the prefill (Splitwise 0.9)"
+    )
+
+
+class PredictorConfig(Section):
+    """What policies that want an output length are told."""
+
+    name: Literal["class", "oracle", "constant", "mean"] = Field(
+        "class",
+        description="class: right with probability accuracy, else a neighbouring class's edge",
+    )
+    accuracy: float = Field(0.8, ge=0, le=1, description="of class (UELLM: above 0.8)")
+    tokens: int = Field(256, ge=1, description="of constant, tokens")
+
+
 class ClusterConfig(Section):
     """What there is to serve with."""
 
@@ -51,6 +80,7 @@ class ClusterConfig(Section):
     pools: tuple[PoolConfig, ...] | None = Field(
         None, min_length=1, description="layout; null: the policy's own"
     )
+    link: LinkConfig = Field(LinkConfig(), description="between prefill and decode instances")
 
 
 class SloBounds(Section):
@@ -100,6 +130,22 @@ class EngineConfig(Section):
         "policy", description="prompt batches: never padded, always, or as the policy says"
     )
     router: str = Field("round-robin", description="which instance a request goes to")
+    decode_router: str = Field(
+        "least-loaded", description="which decode instance a prefilled request goes to"
+    )
+    first_token: Literal["prefill", "decode"] = Field(
+        "prefill",
+        description="who sends the first token when roles are split: the prefill instance, or the "
+        "decode instance after the transfer and one step (vLLM's P/D proxy)",
+    )
+    pipeline: Literal["interleaved", "sequential"] = Field(
+        "interleaved",
+        description="pp > 1: disjoint batches rotate through the stages, or one batch at a time",
+    )
+    min_step_ms: float = Field(
+        0.0, ge=0, description="no step is shorter, ms (host-bound engines; HuggingFace 38.6)"
+    )
+    predictor: PredictorConfig = Field(PredictorConfig(), description="output length prediction")
     swap_space_gib: float = Field(
         4.0, ge=0, description="host memory for swapped KV blocks per GPU, GiB (vLLM: 4)"
     )
@@ -113,7 +159,7 @@ class EngineConfig(Section):
         0.9, gt=0, le=1, description="share of GPU memory the engine may fill (vLLM: 0.9)"
     )
 
-    @field_validator("router")
+    @field_validator("router", "decode_router")
     @classmethod
     def _known_router(cls, name: str) -> str:
         if name not in ROUTERS:

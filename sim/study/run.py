@@ -173,7 +173,9 @@ def saturation_rate(experiment: Experiment) -> float:
         run=RunConfig(seed=experiment.run.seed),
     )
     setup = build(full, full.policies[0])
-    record = simulate(requests_of(full, 0), setup.policy, setup.specs, settings(full, 0))
+    trace = requests_of(full, 0)
+    how = settings(full, setup.policy, trace, 0)
+    record = simulate(trace, setup.policy, setup.specs, how)
     finish = record.requests["finish_s"]
     done = np.sort(finish[~np.isnan(finish)])
     first, last = len(done) // 5, len(done) - len(done) // 5
@@ -227,7 +229,8 @@ def _replicate(experiment: Experiment, choice: PolicyChoice, index: int) -> Repl
     setup = build(experiment, choice)
     router_seed = int(_stream(experiment, index, "router").generate_state(1)[0])
     began = time.process_time()
-    record = simulate(trace, setup.policy, setup.specs, settings(experiment, router_seed))
+    how = settings(experiment, setup.policy, trace, router_seed)
+    record = simulate(trace, setup.policy, setup.specs, how)
     cpu_s = time.process_time() - began
     _check_window(experiment, record)
     return Replication(

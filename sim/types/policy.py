@@ -78,6 +78,10 @@ class Policy(abc.ABC):
     Config: ClassVar[type[Any]]
     name: ClassVar[str] = ""
 
+    charges_overhead: ClassVar[bool] = False
+    """Whether `overhead_s` is asked before every prefill and added to it."""
+    uses_predictions: ClassVar[bool] = False
+    """Whether it reads `request.predicted_output_len`; else no predictor runs."""
     places_decode: ClassVar[bool] = False
     """Whether `route` is asked at the end of every prefill, whatever the instance's role, and
     `on_leave` for every request that leaves."""
@@ -117,6 +121,10 @@ class Policy(abc.ABC):
     @abc.abstractmethod
     def plan(self, view: View) -> Plan | None:
         """Decide what the instance does next; None leaves it idle until the next event."""
+
+    def overhead_s(self, view: View) -> float:
+        """Return the time the decision for the next prefill itself takes, seconds."""
+        return 0.0
 
     def on_monitor(self, snapshot: Snapshot) -> None:  # noqa: B027
         """Take note of a snapshot. Between two of them `plan` stays pure."""
