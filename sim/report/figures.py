@@ -21,8 +21,8 @@ Floats = NDArray[np.float64]
 
 COLOURS = ("#16425b", "#d9772b", "#5a9367", "#9a6fb0", "#8a8a8a")
 DASHES = ("-", (0, (5, 1.6)), (0, (6, 1.5, 1.2, 1.5)), (0, (1.2, 1.2)), (0, (3, 1, 1, 1, 1, 1)))
-HATCHES = ("", "////", "....", "xxxx", "----")
-"""Told apart in grey, too: colours of falling darkness, dashes, hatches."""
+MARKERS = ("", "o", "s", "^", "x")
+"""Told apart in grey, too: colours of falling darkness and dashes; after five policies a marker."""
 
 MAX_POINTS = 2000
 """Points of a distribution drawn: finer than the picture's dots."""
@@ -39,7 +39,6 @@ STYLE: dict[Any, Any] = {
     "font.size": 9,
     "grid.color": "#e3e3e3",
     "grid.linewidth": 0.6,
-    "hatch.linewidth": 0.7,
     "legend.frameon": False,
     "text.parse_math": False,
 }
@@ -55,7 +54,7 @@ class _Policy:
     e2e_s: Floats
     colour: str
     dash: Any
-    hatch: str
+    marker: str
 
 
 def draw_comparison(folder: Path) -> Path:
@@ -70,8 +69,8 @@ def draw_comparison(folder: Path) -> Path:
     config = yaml.safe_load((folder / labels[0] / "config.yaml").read_text(encoding="utf-8"))
     path = folder / "comparison.png"
     with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(10.5, 3.9), dpi=150, layout="constrained")
-        ttft, e2e, bars = figure.subplots(1, 3, width_ratios=(1, 1, 0.85))
+        figure = Figure(figsize=(10.5, _height(drawn)), dpi=150, layout="constrained")
+        ttft, e2e, bars = figure.subplots(1, 3, width_ratios=(1, 1, 0.75))
         slo = config["slo"]
         _distribution(ttft, [(p, p.ttft_s) for p in drawn], _bound_s(slo, "ttft_ms"))
         ttft.set(title="Time to first token", ylabel="share of requests", xlabel="seconds")
@@ -83,6 +82,11 @@ def draw_comparison(folder: Path) -> Path:
         with written_aside(path) as aside:
             figure.savefig(aside, format="png", metadata={"Software": None})
     return path
+
+
+def _height(drawn: list[_Policy]) -> float:
+    """Return the height of the picture in inches: more policies need more rows."""
+    return 3.9 + 0.22 * max(len(drawn) - 5, 0)
 
 
 def _read(folder: Path, comparison: Mapping[str, Any], label: str, at: int) -> _Policy:
@@ -98,7 +102,7 @@ def _read(folder: Path, comparison: Mapping[str, Any], label: str, at: int) -> _
         finish - arrival,
         COLOURS[at % len(COLOURS)],
         DASHES[at % len(DASHES)],
-        HATCHES[at % len(HATCHES)],
+        MARKERS[at // len(COLOURS) % len(MARKERS)],
     )
 
 
@@ -116,6 +120,9 @@ def _distribution(axes: Axes, curves: list[tuple[_Policy, Floats]], bound_s: flo
             color=policy.colour,
             linestyle=policy.dash,
             linewidth=1.8,
+            marker=policy.marker,
+            markersize=4,
+            markevery=0.12,
         )
     axes.set_xscale("log")
     axes.set_ylim(0, 1.005)
@@ -137,74 +144,86 @@ def _distribution(axes: Axes, curves: list[tuple[_Policy, Floats]], bound_s: flo
 
 
 def _bars(axes: Axes, drawn: list[_Policy]) -> None:
-    """Draw throughput and goodput with their intervals beside the offered rate."""
-    groups = {"throughput": "steady_request_throughput"}
-    if any(p.summary["request_goodput"] is not None for p in drawn):
-        groups["goodput\n(within SLO)"] = "request_goodput"
-    width = 0.8 / len(drawn)
-    for at, policy in enumerate(drawn):
-        means = [policy.summary[key] or 0 for key in groups.values()]
-        halves = [_half_width(policy.summary, key) for key in groups.values()]
+    """Draw throughput, and within it goodput, with their intervals beside the offered rate."""
+    below = -0.62 / _height(drawn)
+    rows = np.arange(len(drawn))
+    names = {"steady_request_throughput": "throughput", "request_goodput": "goodput (within SLO)"}
+    if all(p.summary["request_goodput"] is None for p in drawn):
+        del names["request_goodput"]
+    for (key, name), offset in zip(names.items(), (-0.2, 0.2), strict=False):
+        means = [p.summary[key] or 0 for p in drawn]
+        halves = [_half_width(p.summary, key) for p in drawn]
         down = [min(mean, half) for mean, half in zip(means, halves, strict=True)]
-        left = np.arange(len(groups)) + (at - (len(drawn) - 1) / 2) * width
-        bars = axes.bar(
-            left,
+        filled = key == "request_goodput"
+        bars = axes.barh(
+            rows + (offset if len(names) > 1 else 0),
             means,
-            width * 0.9,
-            yerr=(down, halves) if any(halves) else None,
-            color=policy.colour,
-            edgecolor="white",
-            hatch=policy.hatch,
-            error_kw={"capsize": 3, "elinewidth": 1, "ecolor": "#222222"},
+            0.36,
+            xerr=(down, halves) if any(halves) else None,
+            color="#16425b" if filled else "#ccd6dd",
+            edgecolor="#16425b",
+            linewidth=0.6,
+            label=name,
+            error_kw={"capsize": 2, "elinewidth": 1, "ecolor": "#d9772b"},
         )
-        tops = [f"{mean:.3g}" for mean in means]
-        axes.bar_label(bars, tops, padding=3, fontsize=8)
+        axes.bar_label(bars, [f"{mean:.3g}" for mean in means], padding=4, fontsize=7)
     _mark_offered(axes, drawn[0].summary["offered_rate"])
-    axes.set_xticks(range(len(groups)), list(groups))
-    axes.tick_params(axis="x", length=0)
-    axes.grid(visible=False, axis="x")
-    axes.margins(y=0.1)
-    axes.set_ylim(bottom=0)
-    axes.set(title="Completed requests", ylabel="requests per second")
+    axes.set_yticks(rows, [p.label for p in drawn])
+    axes.invert_yaxis()
+    axes.tick_params(axis="y", length=0)
+    axes.grid(visible=False, axis="y")
+    axes.margins(x=0.16)
+    axes.set_xlim(left=0)
+    axes.set(title="Completed requests", xlabel="requests per second")
+    axes.legend(
+        loc="upper center",
+        bbox_to_anchor=(0.4, below),
+        ncols=2,
+        fontsize=8,
+        handlelength=1,
+    )
 
 
 def _mark_offered(axes: Axes, rate: float | None) -> None:
-    """Draw the offered rate across the bars, named at the right."""
+    """Draw the offered rate across the bars, named above."""
     if rate is None:
         return
-    axes.axhline(rate, color="#555555", linewidth=1, linestyle=":")
+    axes.axvline(rate, color="#555555", linewidth=1, linestyle=":")
     axes.annotate(
-        f"offered\n{rate:.3g}",
-        (1, rate),
-        (3, 0),
-        xycoords=axes.get_yaxis_transform(),
+        f"offered {rate:.3g}",
+        (rate, 1),
+        (0, 2),
+        xycoords=axes.get_xaxis_transform(),
         textcoords="offset points",
-        va="center",
+        ha="center",
+        va="bottom",
         fontsize=8,
         color="#555555",
     )
 
 
 def _legend(figure: Figure, drawn: list[_Policy]) -> None:
-    """Name the policies below the panels: bar and line of each."""
-    from matplotlib.legend_handler import HandlerTuple
+    """Name the policies' lines below the panels."""
     from matplotlib.lines import Line2D
-    from matplotlib.patches import Patch
 
-    handles: list[Any] = [
-        (
-            Patch(facecolor=p.colour, edgecolor="white", hatch=p.hatch),
-            Line2D([], [], color=p.colour, linestyle=p.dash, linewidth=1.8),
+    handles = [
+        Line2D(
+            [],
+            [],
+            color=p.colour,
+            linestyle=p.dash,
+            linewidth=1.8,
+            marker=p.marker,
+            markersize=4,
         )
         for p in drawn
     ]
     figure.legend(
         handles,
         [p.label for p in drawn],
-        loc="outside lower center",
-        ncols=len(drawn),
-        handlelength=5,
-        handler_map={tuple: HandlerTuple(ndivide=None, pad=0.6)},
+        loc="outside lower left",
+        ncols=min(len(drawn), len(COLOURS)),
+        handlelength=4,
     )
 
 

@@ -83,8 +83,9 @@ def build(experiment: Experiment, choice: PolicyChoice) -> Setup:
     pools = _pools(experiment, policy)
     instances: list[InstanceInfo] = []
     for pool in sorted(pools, key=lambda pool: ROLE_ORDER.index(pool.role)):
+        whole = _instance(experiment, pool)
         for _ in range(pool.instances):
-            instances += _engine(experiment, pool, len(instances))
+            instances += _lanes(experiment, whole, len(instances))
     costs = [instance.costs for instance in instances]
     notes = [note for cost in costs for note in cost.notes]
     return Setup(policy, tuple(instances), tuple(dict.fromkeys(notes)))
@@ -200,9 +201,9 @@ def _check_pools(pools: Sequence[Pool], source: str, count: int) -> None:
         raise BadInput(f"{source}: {gpus} GPUs wanted, cluster.count is {count}")
 
 
-def _engine(experiment: Experiment, pool: Pool, number: int) -> list[InstanceInfo]:
-    """Return one engine: an instance, or a lane for each stage of a pipeline."""
-    whole = _instance(experiment, pool)
+def _lanes(experiment: Experiment, whole: InstanceInfo, number: int) -> list[InstanceInfo]:
+    """Return what an engine runs as: itself, or a lane for each stage of a pipeline."""
+    pool = whole.pool
     if pool.pp == 1 or experiment.engine.pipeline == "sequential":
         return [whole]
     lanes = []

@@ -132,7 +132,8 @@ class Runs:
         values = self.first[run] + step * self.increment[run]
         order = np.argsort(values, kind="stable")
         cumulated = np.cumsum((self.weight[run] + step * self.slope[run])[order])
-        at = int(np.searchsorted(cumulated, target * (1 - 1e-12)))
+        wanted = max(target * (1 - 1e-12), np.nextafter(0, 1))  # a value of no weight is none
+        at = int(np.searchsorted(cumulated, wanted))
         return float(values[order[min(at, len(values) - 1)]])
 
 

@@ -220,7 +220,7 @@ def test_data_sets_are_listed(cli):
         (["run", "CONFIG", "policy=static", "--out", "CONFIG/x"], "cannot be made"),
         (["run", "CONFIG", "policy=static", "workload.source=none.csv"], "none.csv"),
         (["compare", "CONFIG", "--policies", "static,nope"], "unknown policy 'nope'"),
-        (["compare", "CONFIG", "--policies", ","], "valid: continuous, static"),
+        (["compare", "CONFIG", "--policies", ","], "valid: bucketserve, "),
         (["compare", "CONFIG", "--baseline", "nope"], "valid: static, continuous"),
         (["policies", "nope"], "unknown policy 'nope'"),
         (["profiles", "nope"], "unknown profile 'nope'"),

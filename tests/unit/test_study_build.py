@@ -2,10 +2,11 @@ import pytest
 
 from sim.study.build import build, max_model_len, settings
 from sim.study.config import resolve
+from sim.study.run import requests_of
 from sim.types import BadInput
 
 
-def experiment(cluster=(), engine=(), workload=(), policy="continuous"):
+def experiment(cluster=(), engine=(), workload=(), policy="continuous", slo=()):
     return resolve(
         {
             "cluster": {"gpu": "a100-40gb", "count": 4, "model": "llama-2-13b", **dict(cluster)},
@@ -17,9 +18,16 @@ def experiment(cluster=(), engine=(), workload=(), policy="continuous"):
                 **dict(workload),
             },
             "engine": dict(engine),
+            "slo": dict(slo),
         },
         "test",
     )
+
+
+def how(chosen, router_seed=0):
+    """The engine's settings for the first policy."""
+    policy = build(chosen, chosen.policies[0]).policy
+    return settings(chosen, policy, requests_of(chosen, 0), router_seed)
 
 
 def built(**sections):
@@ -75,9 +83,47 @@ def test_the_longest_request_is_the_engines_else_the_workloads_else_the_models()
 
 def test_a_closed_loop_is_a_setting_of_the_engine():
     arrivals = {"process": "closed", "concurrency": 7, "think_s": 2}
-    chosen = settings(experiment(workload={"arrivals": arrivals}), router_seed=5)
+    chosen = how(experiment(workload={"arrivals": arrivals}), router_seed=5)
     assert (chosen.concurrency, chosen.think_s, chosen.router_seed) == (7, 2, 5)
-    assert settings(experiment(), 0).concurrency is None
+    assert how(experiment()).concurrency is None
+
+
+def test_links_are_named_or_given():
+    def link(**values):
+        return how(experiment(cluster={"link": values})).link_bytes_per_s
+
+    assert link() == 300e9  # NVLink of an A100, one way
+    assert link(name="pcie") == 32e9
+    assert link(name="ethernet") == 12.5e9
+    assert link(name="ethernet", gb_per_s=1) == 1e9
+
+
+def test_bounds_are_those_of_each_source():
+    slo = {"ttft_ms": 500, "scale": 2, "by": {"longbench": {"ttft_ms": 4000}}}
+    chosen = how(experiment(workload={"source": "mixed"}, slo=slo))
+    assert chosen.ttft_slo_s == [1.0, 8.0]  # alpaca, longbench
+    assert chosen.e2e_slo_s == []
+
+
+def test_predictions_run_only_for_policies_that_want_them():
+    assert how(experiment()).predictor is None
+    assert how(experiment(policy="uellm")).predictor is not None
+
+
+def test_a_pipeline_is_one_lane_a_stage():
+    pools = [{"instances": 1, "tp": 1, "pp": 2}]
+    lanes = built(cluster={"pools": pools})
+    assert [(s.pipeline, s.stages) for s in lanes.specs] == [(0, 2), (0, 2)]
+    assert lanes.gpus == 2
+    assert any("pp 2" in note for note in lanes.notes)
+    (whole,) = built(cluster={"pools": pools}, engine={"pipeline": "sequential"}).specs
+    assert whole.total_blocks // 2 == lanes.specs[0].total_blocks
+
+
+def test_instances_stand_in_the_order_prefill_mixed_decode():
+    pools = [{"role": "decode", "instances": 1}, {"role": "prefill", "instances": 2}]
+    roles = [spec.role for spec in built(cluster={"pools": pools}).specs]
+    assert roles == ["prefill", "prefill", "decode"]
 
 
 @pytest.mark.parametrize(
@@ -93,7 +139,7 @@ def test_a_closed_loop_is_a_setting_of_the_engine():
         ),
         ({"cluster": {"pools": [{"instances": 5}]}}, "5 GPUs wanted, cluster.count is 4"),
         ({"cluster": {"pools": [{"instances": 1, "tp": 3}]}}, "tp 3 does not divide the 40 heads"),
-        ({"cluster": {"pools": [{"role": "prefill", "instances": 1}]}}, "valid: mixed"),
+        ({"cluster": {"pools": [{"role": "prefill", "instances": 1}]}}, "need each other"),
         ({"engine": {"num_gpu_blocks": 10**6}}, "num_gpu_blocks 1000000"),
         ({"engine": {"max_model_len": 10**6}}, "max_model_len 1000000"),
     ],

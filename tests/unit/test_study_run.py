@@ -104,7 +104,9 @@ def test_there_is_a_gap_for_every_token_but_the_first(policy, rate, abort_after_
         slo={"abort_after_s": abort_after_s},
     )
     setup = build(chosen, chosen.policies[0])
-    record = simulate(requests_of(chosen, 0), setup.policy, setup.specs, settings(chosen, 0))
+    trace = requests_of(chosen, 0)
+    how = settings(chosen, setup.policy, trace, 0)
+    record = simulate(trace, setup.policy, setup.specs, how)
     emitted = record.requests["emitted_tokens"]
     assert itl_runs(record).total() == (emitted[emitted > 0] - 1).sum()
 
