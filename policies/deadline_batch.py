@@ -111,7 +111,6 @@ class DeadlineBatch(Policy):
     def __init__(self, config: DeadlineBatchConfig) -> None:
         self.config = config
         self.order = config.order
-        self.demote_lost = config.demote_lost
         self.padded = config.padded
         self.max_batch_tokens: N = config.max_batch_tokens
         self.max_batch_size: N = config.max_batch_size
@@ -128,7 +127,8 @@ class DeadlineBatch(Policy):
 
     def new_queue(self) -> WaitQueue:
         """Return a queue in the configured order."""
-        return DeadlineQueue(self.key, self._latest_start_s)
+        latest_start_s = self.former.latest_start_s if self.config.demote_lost else None
+        return DeadlineQueue(self.key, latest_start_s)
 
     def pools(self, cluster: ClusterInfo) -> Sequence[Pool]:
         """Return one prefill and one decode instance on half of the GPUs each."""
@@ -161,15 +161,13 @@ class DeadlineBatch(Policy):
             return request.arrival_s
         return request.deadline_s if request.deadline_s >= 0 else inf
 
-    def _latest_start_s(self, request: Request) -> float:
-        """Return when it is too late for a request; infinity if none is demoted."""
-        return self.former.latest_start_s(request) if self.demote_lost else inf
-
     def _prefill_batch(self, view: View) -> list[Request]:
         """Return the group to run; empty when nothing of the window fits."""
         queue = view.waiting
         if not isinstance(queue, DeadlineQueue):
             raise TypeError(f"{self.name} needs its own queue, not {type(queue).__name__}")
+        if view.num_waiting == 1:
+            return self._fitting(view, queue)
         queue.expire(view.now_s)
         oldest = queue.oldest()
         aged = view.now_s - oldest.arrival_s >= self.config.age_limit_s

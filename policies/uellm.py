@@ -24,10 +24,10 @@ from policies.parts.helr import choose, equal_gpus
 from sim.types import BadInput, ByKey
 
 BATCH_SIZE: N = 10
-"""B of the batch code; S3's bins are its own."""
+"""B of the batch code; S3 has its own."""
 S3_BATCH_SIZE: N = 20
 FIXED_CAP: N = 1024
-"""Tokens after which UELLM-deploy stops generating."""
+"""Tokens after which UELLM-deploy stops."""
 
 
 class UellmConfig(Config):
@@ -61,9 +61,7 @@ class UellmConfig(Config):
     published_threshold_s: float = Field(
         120_000.0, ge=0, description="published: limit of T_l + w2*T_o, seconds"
     )
-    s3_bin_tokens: int = Field(
-        256, ge=1, description="s3: predicted tokens of a batch (1,024 characters)"
-    )
+    s3_bin_tokens: int = Field(256, ge=1, description="s3: tokens of a batch (1,024 characters)")
     default_e2e_slo_s: float = Field(225.0, gt=0, description="SLO of a request without one")
     default_output_len: int = Field(
         512, ge=1, description="tokens assumed for a request without a prediction"
@@ -84,9 +82,7 @@ class UellmConfig(Config):
     replicate: bool = Field(
         False, description="repeat the deployer's layout (helr, he, lr) on the GPUs left over"
     )
-    helr_slack: float = Field(
-        0.05, ge=0, description="helr: share of latency given up for fewer GPUs"
-    )
+    helr_slack: float = Field(0.05, ge=0, description="helr: latency given up for fewer GPUs")
     kv_reserve_tokens: int = Field(
         10_240, ge=0, description="deployer: KV tokens set aside (a batch of 10 x 1,024)"
     )
@@ -148,12 +144,10 @@ class Uellm(Policy):
         self.max_batch_size: N = config.max_batch_size or (
             S3_BATCH_SIZE if config.variant == "s3" else BATCH_SIZE
         )
-        latency_only, length_only = config.variant == "slo-dbs", config.variant == "odbs"
-        self.token_weight_s = 0.0 if latency_only else config.token_weight_s
-        self.weights = (
-            0.0 if length_only else 1.0,
-            0.0 if latency_only else config.published_token_weight_s,
-        )
+        by_length = 0.0 if config.variant == "slo-dbs" else 1.0
+        self.token_weight_s = by_length * config.token_weight_s
+        weight_slo = 0.0 if config.variant == "odbs" else 1.0
+        self.weights = (weight_slo, by_length * config.published_token_weight_s)
 
     def new_queue(self) -> WaitQueue:
         """Return a queue in the variant's order."""

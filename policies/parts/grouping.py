@@ -136,11 +136,11 @@ class DeadlineQueue(WaitQueue):
     Args:
         key: what a request is ordered by; must not change while it waits.
         latest_start_s: last time at which its prefill may start to be in time; infinity: never
-            lost. Re-queued requests stand in front and are never lost.
+            lost; None: nobody is. Re-queued requests stand in front and are never lost.
     """
 
     def __init__(
-        self, key: Callable[[Request], float], latest_start_s: Callable[[Request], float]
+        self, key: Callable[[Request], float], latest_start_s: Callable[[Request], float] | None
     ) -> None:
         self.tokens: N = 0
         self.live = ByKey(key)
@@ -159,6 +159,8 @@ class DeadlineQueue(WaitQueue):
         self.live.push(request)
         self.tokens += request.target_tokens
         self._by_age[request.id] = request
+        if self._latest_start_s is None:
+            return
         latest_s = self._latest_start_s(request)
         if latest_s < inf:
             self._watched[request.id] = request
