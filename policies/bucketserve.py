@@ -120,7 +120,8 @@ class Bucketserve(Policy):
         self.monitor_period_s = config.monitor_period_s if self.limit.needs_mean else 0.0
         self.monitor_delay_s = config.monitor_delay_s
         self.mean_half_life_s = config.mean_half_life_s
-        self.operation_counts = new_counts()
+        self.operation_counts: dict[str, N] = new_counts()
+        self.charges_overhead = config.overhead_us_per_op > 0
         """Bucketing operations of the run, over all instances."""
         self._arrivals = self._tokens = self._sampled_s = 0.0
 

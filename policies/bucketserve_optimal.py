@@ -104,7 +104,8 @@ class BucketserveOptimal(Policy):
         self.padded = config.padded
         self.max_num_seqs: N = config.max_num_seqs
         self.ready_threshold = config.ready_threshold
-        self.operation_counts = new_counts()
+        self.operation_counts: dict[str, N] = new_counts()
+        self.charges_overhead = config.overhead_us_per_op > 0
         """Bucketing operations of the run, over all instances."""
 
     def new_queue(self) -> WaitQueue:

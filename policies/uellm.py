@@ -136,6 +136,7 @@ class Uellm(Policy):
     """
 
     Config = UellmConfig
+    uses_predictions = True
 
     def __init__(self, config: UellmConfig) -> None:
         self.config = config
@@ -161,10 +162,10 @@ class Uellm(Policy):
         if layout == "replicas":
             return [Pool("mixed", cluster.gpus // cluster.min_tp, tp=cluster.min_tp)]
         if layout == "layer-split":
-            return [Pool("mixed", 1, pp=cluster.gpus)]
+            return [Pool("mixed", 1, pp=cluster.gpus, sequential=True)]
         stages = self._deploy(cluster)
         instances = max(cluster.gpus // stages, 1) if self.config.replicate else 1
-        return [Pool("mixed", instances, pp=stages)]
+        return [Pool("mixed", instances, pp=stages, sequential=True)]
 
     def plan(self, view: View) -> Plan | None:
         """Form a batch from the head of the sorted queue."""
@@ -231,16 +232,16 @@ class Uellm(Policy):
 
     def _deploy(self, cluster: ClusterInfo) -> N:
         """Return the number of GPUs the deployer spreads the layers over."""
-        config, known = self.config, vars(cluster)
-        if not known.get("layers"):
+        config = self.config
+        if not cluster.layers:
             return cluster.min_tp
         found = equal_gpus(
             cluster.gpus,
-            known["gpu_bytes"],
-            known["layers"],
-            known["layer_bytes"] + config.kv_reserve_tokens * known["kv_layer_token_bytes"],
-            known["layer_s"],
-            known["transfer_s"],
+            cluster.gpu_bytes,
+            cluster.layers,
+            cluster.layer_bytes + config.kv_reserve_tokens * cluster.kv_layer_token_bytes,
+            cluster.layer_s,
+            cluster.transfer_s,
         )
         if not found:
             raise BadInput(

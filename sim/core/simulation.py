@@ -309,6 +309,7 @@ class Simulation:
             }
             for i in self.instances
         ]
+        counts |= {f"policy_{name}": n for name, n in self.policy.operation_counts.items()}
         return RunRecord(
             requests=self.requests.columns(self.trace),
             steps=steps,

@@ -1,4 +1,4 @@
-"""Tables of results for a terminal: means with 95 % intervals, differences to the baseline.
+"""Tables of results for a terminal: means with 95 % intervals, paired differences, classes.
 
 They read what `summary.json` and `comparison.json` hold. What users typed is escaped.
 """
@@ -83,6 +83,20 @@ SECTIONS: tuple[tuple[Row, ...], ...] = (
     ),
 )
 
+CLASS_COLUMNS = (
+    Row("requests", "arrived"),
+    Row("completed", "completed"),
+    Row("SLO", "slo_attainment", "%", 100),
+    Row("of TTFT", "slo_attainment_ttft", "%", 100),
+    Row("of TPOT", "slo_attainment_tpot", "%", 100),
+    Row("TTFT p50", "median_ttft_ms", "ms", steady=True),
+    Row("TTFT p99", "p99_ttft_ms", "ms", steady=True),
+    Row("TPOT p99", "p99_tpot_ms", "ms", steady=True),
+)
+"""What is shown of each class; `summary.json` has more."""
+GROUPING_TITLES = {"input_len": "prompt tokens"}
+"""Those that are not called what their key is."""
+
 
 def result_table(summary: Summary) -> RenderableType:
     """Return the table of one policy."""
@@ -121,16 +135,13 @@ def _table(summaries: Mapping[str, Summary], differences: Mapping[str, Any]) -> 
         table.add_column(escape(label), justify="right")
         if label in differences:
             table.add_column("difference", justify="right")
-    overloaded = False
     for section in SECTIONS:
         for row in section:
             if all(_missing(s.get(row.key)) for s in summaries.values()):
                 continue
             cells = [row.title, f"[dim]{row.unit}[/]"]
             for label, summary in summaries.items():
-                marked = row.steady and summary["saturation"] == "overloaded"
-                overloaded = overloaded or marked
-                cells.append(_value(row, summary) + ("*" if marked else ""))
+                cells.append(_value(row, summary) + _mark(row, summary))
                 if label in differences:
                     cells.append(_difference(row, differences[label].get(row.key)))
             table.add_row(*cells)
@@ -140,9 +151,60 @@ def _table(summaries: Mapping[str, Summary], differences: Mapping[str, Any]) -> 
         verdicts += [summary["saturation"], ""] if label in differences else [summary["saturation"]]
     table.add_row(*verdicts)
     lines = [_caption(first["n_replications"], bool(differences))]
-    if overloaded:
+    if any(_overloaded(summary) for summary in summaries.values()):
         lines.append("* overloaded: no steady state, the longer the run the larger")
-    return Group(Text(heading), table, Text("\n".join(lines)))
+    return Group(Text(heading), table, *_class_table(summaries), Text("\n".join(lines)))
+
+
+def _class_table(summaries: Mapping[str, Summary]) -> list[Table]:
+    """Return a table with a row for each class (and policy), if there is more than one class."""
+    shown = _classes(summaries)
+    figures = [_of_class(s, *one) for group in shown for one in group for s in summaries.values()]
+    columns = [c for c in CLASS_COLUMNS if any(not _missing(f.get(c.key)) for f in figures)]
+    if not columns:
+        return []
+    table = Table("class", box=SIMPLE_HEAD)
+    if len(summaries) > 1:
+        table.add_column("policy")
+    for column in columns:
+        table.add_column(f"{column.title} [dim]{column.unit}[/]", justify="right")
+    for group in shown:
+        for grouping, name in group:
+            title = f"{GROUPING_TITLES.get(grouping, grouping)} {escape(name)}"
+            for label, summary in summaries.items():
+                part = _of_class(summary, grouping, name)
+                cells = [_value(c, part) + _mark(c, summary) for c in columns]
+                table.add_row(title, *([escape(label)] if len(summaries) > 1 else []), *cells)
+                title = ""
+        table.add_section()
+    return [table]
+
+
+def _classes(summaries: Mapping[str, Summary]) -> list[list[tuple[str, str]]]:
+    """Return grouping and name of the classes with requests, by grouping; none that are alone."""
+    found: dict[str, dict[str, None]] = {}
+    for summary in summaries.values():
+        for grouping, classes in summary.get("classes", {}).items():
+            names = {name: None for name, figures in classes.items() if figures["arrived"]}
+            found.setdefault(grouping, {}).update(names)
+    return [
+        [(grouping, name) for name in found[grouping]]
+        for grouping in found
+        if len(found[grouping]) > 1
+    ]
+
+
+def _of_class(summary: Summary, grouping: str, name: str) -> Summary:
+    part: Summary = summary["classes"].get(grouping, {}).get(name, {})
+    return part
+
+
+def _overloaded(summary: Summary) -> bool:
+    return bool(summary["saturation"] == "overloaded")
+
+
+def _mark(row: Row, summary: Summary) -> str:
+    return "*" if row.steady and _overloaded(summary) else ""
 
 
 def _caption(n: int, compared: bool) -> str:
@@ -157,7 +219,7 @@ def _missing(value: Any) -> bool:
 
 
 def _value(row: Row, summary: Summary) -> str:
-    value = summary[row.key]
+    value = summary.get(row.key)
     if _missing(value):
         return UNDEFINED
     low, high = summary[f"{row.key}_ci_low"], summary[f"{row.key}_ci_high"]

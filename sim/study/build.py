@@ -21,6 +21,7 @@ from workloads.arrivals import Closed
 GIB = 2**30
 BYTES_PER_GB = 1e9
 MS_PER_S = 1e3
+LAYOUT_DTYPE = "fp16"
 ETHERNET_BYTES_PER_S = 12.5e9
 """100 Gbit/s, the inter-node network of Splitwise's study (spec: others.md section 5)."""
 
@@ -175,9 +176,25 @@ def _pools(experiment: Experiment, policy: Policy) -> Sequence[Pool]:
                 f"cluster.count: {cluster.model} needs {tp} {cluster.gpu} (tp {tp}), "
                 f"there are {cluster.count}"
             )
-        pools = list(policy.pools(ClusterInfo(cluster.count, tp)))
+        pools = list(policy.pools(_cluster_info(experiment, tp)))
     _check_pools(pools, source, cluster.count)
     return pools
+
+
+def _cluster_info(experiment: Experiment, tp: int) -> ClusterInfo:
+    cluster = experiment.cluster
+    model, gpu = model_named(cluster.model), gpu_named(cluster.gpu)
+    layer_bytes = model.weight_bytes(LAYOUT_DTYPE) / model.layers
+    return ClusterInfo(
+        cluster.count,
+        tp,
+        layers=model.layers,
+        layer_bytes=layer_bytes,
+        kv_layer_token_bytes=model.kv_bytes_per_token(LAYOUT_DTYPE) / model.layers,
+        gpu_bytes=gpu.memory_bytes * experiment.engine.gpu_memory_utilization,
+        layer_s=layer_bytes / gpu.bandwidth_bytes_per_s,
+        transfer_s=model.hidden * 2 / _link_bytes_per_s(experiment),
+    )
 
 
 def _min_tp(experiment: Experiment) -> int:
@@ -204,7 +221,7 @@ def _check_pools(pools: Sequence[Pool], source: str, count: int) -> None:
 def _lanes(experiment: Experiment, whole: InstanceInfo, number: int) -> list[InstanceInfo]:
     """Return what an engine runs as: itself, or a lane for each stage of a pipeline."""
     pool = whole.pool
-    if pool.pp == 1 or experiment.engine.pipeline == "sequential":
+    if pool.pp == 1 or pool.sequential or experiment.engine.pipeline == "sequential":
         return [whole]
     lanes = []
     for _ in range(pool.pp):

@@ -16,13 +16,15 @@ Definitions (design section 7, style section 4):
   `request_goodput` is the part of the former that met every bound.
 * `gpu_busy_frac`: time in steps over instances * duration; `_prefill` is the part in steps that
   hold prompt tokens, `_decode` the rest. `kv_usage`: tokens cached over tokens that fit, by time.
+* `classes`: counts, attainments, TTFT and TPOT by source, task, priority and prompt length
+  (`sim.study.classes`).
 * `mfu`: FLOPs of the tokens served (each once: no padding, no recomputation, no finished rows) over
   peak FLOPs * duration.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,16 +37,16 @@ from sim.core.records import (
     STATIC_PREFILL,
     RunRecord,
 )
+from sim.study.classes import Bools, ClassFigures, Outcomes, class_figures
 from sim.study.config import SloConfig
+from sim.study.moments import moments, run_moments
 from sim.study.runs import Floats, Runs
 from sim.study.stability import verdict
 from sim.types import FS_PER_S
 
 MS_PER_S = 1e3
-PERCENTILES = (90, 95, 99)
 
 Summary = dict[str, Any]
-Bools = NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
@@ -81,9 +83,9 @@ def summarise(record: RunRecord, frame: Frame) -> Summary:
     summary = requests.totals(duration)
     summary |= requests.window(start, end)
     latencies = requests.latencies_ms(start)
-    summary |= _moments("ttft", latencies["ttft"]) | _moments("tpot", latencies["tpot"])
-    summary |= _run_moments("itl", itl_runs(record, start))
-    summary |= _moments("e2el", latencies["e2el"])
+    summary |= moments("ttft", latencies["ttft"]) | moments("tpot", latencies["tpot"])
+    summary |= run_moments("itl", itl_runs(record, start))
+    summary |= moments("e2el", latencies["e2el"])
     summary |= steps.figures(duration)
     summary["mfu"] = requests.served_flops() / (frame.peak_flops_per_s * duration or np.nan)
     summary["preemptions"] = int(requests.column("preemptions").sum())
@@ -91,6 +93,7 @@ def summarise(record: RunRecord, frame: Frame) -> Summary:
     summary["saturation"] = verdict(record.requests, start, end, frame.slo.abort_after_s)
     for key in ("request_goodput", "output_throughput"):
         summary[f"{key}_per_gpu"] = summary[key] / frame.gpus
+    summary["classes"] = requests.classes(start, end)
     return summary
 
 
@@ -108,6 +111,7 @@ class _Requests:
         span = self.e2e_ms - self.ttft_ms
         self.tpot_ms = np.divide(span, gaps, out=np.full(len(gaps), np.nan), where=gaps > 0)
         self.last_arrival_s = float(self.arrival.max()) if len(self.arrival) else 0.0
+        self.met = self._attained()
 
     def column(self, name: str) -> NDArray[Any]:
         return self.columns[name]
@@ -136,20 +140,24 @@ class _Requests:
     def window(self, start: float, end: float) -> Summary:
         """Return the figures of the requests that arrive, or finish, in the window."""
         seconds = end - start if end > start else np.nan
-        arrived = (self.arrival >= start) & (self.arrival <= end)
+        arrived = self._arrived(start, end)
         finish = self.columns["finish_s"]
         left = self.finished & (finish >= start) & (finish <= end)
         tokens = self.columns["emitted_tokens"][left].sum()
-        met, met_ttft, met_tpot = self._attained()
+        met = self.met["slo_attainment"]
         return {
             "offered_rate": arrived.sum() / seconds,
             "steady_request_throughput": left.sum() / seconds,
             "steady_output_throughput": tokens / seconds,
             "request_goodput": np.nan if met is None else (met & left).sum() / seconds,
-            "slo_attainment": _share(met, arrived),
-            "slo_attainment_ttft": _share(met_ttft, arrived),
-            "slo_attainment_tpot": _share(met_tpot, arrived),
+            **{key: _share(met, arrived) for key, met in self.met.items()},
         }
+
+    def classes(self, start: float, end: float) -> ClassFigures:
+        """Return the figures of each class of the requests that arrive in the window."""
+        arrived = self._arrived(start, end)
+        outcomes = Outcomes(arrived, self.finished, self.ttft_ms, self.tpot_ms, self.met)
+        return class_figures(self.columns, outcomes)
 
     def latencies_ms(self, start: float) -> dict[str, Floats]:
         """Return the latencies of the finished requests of the window."""
@@ -172,7 +180,11 @@ class _Requests:
         flops = tokens.sum() * frame.flops_per_token + pairs.sum() * frame.attention_flops_per_pair
         return float(flops)
 
-    def _attained(self) -> tuple[Bools | None, Bools | None, Bools | None]:
+    def _arrived(self, start: float, end: float) -> Bools:
+        within: Bools = (self.arrival >= start) & (self.arrival <= end)
+        return within
+
+    def _attained(self) -> dict[str, Bools | None]:
         """Return who met every bound, the TTFT bound, the TPOT bound; None without a bound."""
         bounds = {name: self._bound(name) for name in ("ttft_ms", "tpot_ms", "e2e_ms")}
         values = {"ttft_ms": self.ttft_ms, "tpot_ms": self.tpot_ms, "e2e_ms": self.e2e_ms}
@@ -182,7 +194,11 @@ class _Requests:
             if bound is not None
         }
         every = np.logical_and.reduce(list(met.values())) if met else None
-        return every, met.get("ttft_ms"), met.get("tpot_ms")
+        return {
+            "slo_attainment": every,
+            "slo_attainment_ttft": met.get("ttft_ms"),
+            "slo_attainment_tpot": met.get("tpot_ms"),
+        }
 
     def _bound(self, name: str) -> Floats | None:
         """Return the bound of each request (infinite where its class has none)."""
@@ -287,22 +303,3 @@ def _share(met: Bools | None, of: Bools) -> float:
     if met is None or not of.any():
         return float("nan")
     return float((met & of).sum() / of.sum())
-
-
-def _moments(name: str, values: Floats) -> Summary:
-    if not len(values):
-        values = np.array([np.nan])
-    quantiles: Sequence[float] = np.percentile(values, [50, *PERCENTILES]).tolist()
-    return _named(name, float(values.mean()), float(values.std()), quantiles)
-
-
-def _run_moments(name: str, runs: Runs) -> Summary:
-    quantiles = [runs.quantile(p / 100) for p in (50, *PERCENTILES)]
-    return _named(name, runs.mean(), runs.std(), quantiles)
-
-
-def _named(name: str, mean: float, std: float, quantiles: Sequence[float]) -> Summary:
-    named = {f"mean_{name}_ms": mean, f"median_{name}_ms": quantiles[0], f"std_{name}_ms": std}
-    for percent, value in zip(PERCENTILES, quantiles[1:], strict=True):
-        named[f"p{percent}_{name}_ms"] = value
-    return named

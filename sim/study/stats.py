@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Real
 from typing import Any
@@ -50,12 +50,20 @@ def aggregate(replications: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Return the summary of a study from those of its replications.
 
     Numbers become means with `{key}_ci_low` and `{key}_ci_high`, the stability verdict that of most
-    replications.
+    replications. In nested figures, what a replication lacks (a class without a request) counts 0
+    there, or is undefined.
     """
-    n = len(replications)
-    summary: dict[str, Any] = {"n_replications": n}
-    for key, value in replications[0].items():
-        values = [r[key] for r in replications]
+    return {"n_replications": len(replications)} | _means(replications)
+
+
+def _means(replications: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    summary: dict[str, Any] = {}
+    for key in dict.fromkeys(key for r in replications for key in r):
+        value = next(r[key] for r in replications if key in r)
+        values = [r[key] if key in r else _nothing(value) for r in replications]
+        if isinstance(value, Mapping):
+            summary[key] = _means(values)
+            continue
         if not isinstance(value, Real):
             summary[key] = overall(values)
             continue
@@ -65,6 +73,13 @@ def aggregate(replications: Sequence[dict[str, Any]]) -> dict[str, Any]:
         summary[f"{key}_ci_low"] = interval.low
         summary[f"{key}_ci_high"] = interval.high
     return summary
+
+
+def _nothing(like: Any) -> Any:
+    """Return what a replication has of a figure that only others have."""
+    if isinstance(like, Mapping):
+        return {key: _nothing(value) for key, value in like.items()}
+    return 0 if isinstance(like, int) else math.nan
 
 
 def differences(

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import abc
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, ClassVar
 
 from sim.types.monitor import Snapshot
@@ -23,16 +24,24 @@ class Pool:
         tp: tensor-parallel degree of each.
         pp: pipeline stages of each.
         gpu: GPU name; None means the cluster's.
+        sequential: pp > 1 and one batch passes all stages before the next (a layer split).
     """
 
     def __init__(
-        self, role: str, instances: N, tp: N = 1, pp: N = 1, gpu: str | None = None
+        self,
+        role: str,
+        instances: N,
+        tp: N = 1,
+        pp: N = 1,
+        gpu: str | None = None,
+        sequential: bool = False,
     ) -> None:
         self.role = role
         self.instances = instances
         self.tp = tp
         self.pp = pp
         self.gpu = gpu
+        self.sequential = sequential
 
 
 class ClusterInfo:
@@ -41,11 +50,33 @@ class ClusterInfo:
     Args:
         gpus: number of GPUs.
         min_tp: smallest tensor-parallel degree at which the model fits a GPU of the cluster.
+        layers: layers of the model; 0: the figures below are not known.
+        layer_bytes: weight bytes of one layer, embeddings spread over all.
+        kv_layer_token_bytes: KV bytes of one token in one layer.
+        gpu_bytes: bytes of one GPU for weights and KV cache.
+        layer_s: seconds to read one layer's weights, the least a step spends in it.
+        transfer_s: seconds to hand one token's activations to another GPU.
     """
 
-    def __init__(self, gpus: N, min_tp: N) -> None:
+    def __init__(
+        self,
+        gpus: N,
+        min_tp: N,
+        layers: N = 0,
+        layer_bytes: float = 0.0,
+        kv_layer_token_bytes: float = 0.0,
+        gpu_bytes: float = 0.0,
+        layer_s: float = 0.0,
+        transfer_s: float = 0.0,
+    ) -> None:
         self.gpus = gpus
         self.min_tp = min_tp
+        self.layers = layers
+        self.layer_bytes = layer_bytes
+        self.kv_layer_token_bytes = kv_layer_token_bytes
+        self.gpu_bytes = gpu_bytes
+        self.layer_s = layer_s
+        self.transfer_s = transfer_s
 
 
 class Router(abc.ABC):
@@ -78,7 +109,9 @@ class Policy(abc.ABC):
     Config: ClassVar[type[Any]]
     name: ClassVar[str] = ""
 
-    charges_overhead: ClassVar[bool] = False
+    operation_counts: Mapping[str, N] = MappingProxyType({})
+    """How often each operation of the policy ran, for the summary."""
+    charges_overhead: bool = False
     """Whether `overhead_s` is asked before every prefill and added to it."""
     uses_predictions: ClassVar[bool] = False
     """Whether it reads `request.predicted_output_len`; else no predictor runs."""

@@ -73,11 +73,11 @@ class Fifo(WaitQueue):
         return len(self._items)
 
 
-Key = tuple[float, N]
-"""What a request is ordered by: a number, then its id."""
-
 PIECE: N = 512
 """Longest piece of a `ByKey` queue: inserting moves at most so many references."""
+
+Entry = tuple[float, N, Request]
+"""Key, id, request: ids are unique, so requests are never compared."""
 
 
 class ByKey(WaitQueue):
@@ -94,22 +94,22 @@ class ByKey(WaitQueue):
         self.tokens: N = 0
         self._key = key
         self._front: OrderedDict[N, Request] = OrderedDict()
-        self._keys: dict[N, Key] = {}
-        self._pieces: list[list[tuple[Key, Request]]] = [[]]
-        self._lasts: list[Key] = []
-        """Largest key of every piece but the last."""
+        self._entries: dict[N, Entry] = {}
+        self._pieces: list[list[Entry]] = [[]]
+        self._lasts: list[Entry] = []
+        """Largest entry of every piece but the last."""
 
     def push(self, request: Request) -> None:
         """Add a newly arrived request."""
-        key = (self._key(request), request.id)
-        self._keys[request.id] = key
-        at = bisect_left(self._lasts, key)
+        entry = (self._key(request), request.id, request)
+        self._entries[request.id] = entry
+        at = bisect_left(self._lasts, entry)
         piece = self._pieces[at]
-        insort(piece, (key, request), key=_key_of)
+        insort(piece, entry)
         if len(piece) > PIECE:
             half = len(piece) // 2
             self._pieces[at : at + 1] = [piece[:half], piece[half:]]
-            self._lasts.insert(at, piece[half - 1][0])
+            self._lasts.insert(at, piece[half - 1])
         self.tokens += request.target_tokens
 
     def push_front(self, request: Request) -> None:
@@ -123,22 +123,18 @@ class ByKey(WaitQueue):
         self.tokens -= request.target_tokens
         if self._front.pop(request.id, None) is not None:
             return
-        key = self._keys.pop(request.id)
-        at = bisect_left(self._lasts, key)
+        entry = self._entries.pop(request.id)
+        at = bisect_left(self._lasts, entry)
         piece = self._pieces[at]
-        del piece[bisect_left(piece, key, key=_key_of)]
+        del piece[bisect_left(piece, entry)]
         if not piece and self._lasts:
             del self._pieces[at]
             del self._lasts[min(at, len(self._lasts) - 1)]
 
     def __iter__(self) -> Iterator[Request]:
         """Iterate over the re-queued, then by key."""
-        return chain(self._front.values(), (r for piece in self._pieces for _, r in piece))
+        return chain(self._front.values(), (e[2] for piece in self._pieces for e in piece))
 
     def __len__(self) -> N:
         """Return the number of waiting requests."""
-        return len(self._front) + len(self._keys)
-
-
-def _key_of(entry: tuple[Key, Request]) -> Key:
-    return entry[0]
+        return len(self._front) + len(self._entries)

@@ -32,6 +32,8 @@ def requests(**columns):
     defaults = {
         "request_id": range(n),
         "source": ["chat"] * n,
+        "task": ["online"] * n,
+        "priority": [0] * n,
         "status": ["finished"] * n,
         "preemptions": [0] * n,
         "prefill_start_s": columns["arrival_s"],
