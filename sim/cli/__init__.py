@@ -27,6 +27,7 @@ app.command("run")(study.run)
 app.command("compare")(study.compare)
 app.command("policies")(catalogue.policies)
 app.command("profiles")(catalogue.profiles)
+app.command("cite")(catalogue.cite)
 app.add_typer(workload.app, name="workload")
 
 

@@ -1,7 +1,8 @@
-"""`policies` and `profiles`: what there is."""
+"""`policies`, `profiles` and `cite`: what there is, and where it comes from."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -24,21 +25,18 @@ def policies(
     json: Json = False,
 ) -> None:
     """List the scheduling policies, or describe one."""
-    from policies import load, names
+    from policies import load
+    from sim.study.policy_facts import docstring
 
     if name is None:
-        rows = {n: _first_line(load(n).__doc__) for n in names()}
-        if json:
-            show_json(rows)
-        else:
-            show_columns({"policy": list(rows), "what it does": list(rows.values())})
+        _list_policies(json)
         return
     policy = load(name)
     parameters = [_parameter(k, v) for k, v in _schema(policy.Config).items()]
     if json:
-        show_json({"name": name, "doc": _text(policy.__doc__), "parameters": parameters})
+        show_json({"name": name, "doc": docstring(policy), "parameters": parameters})
         return
-    print(_text(policy.__doc__))
+    print(docstring(policy))
     if parameters:
         show_columns({key: [p[key] for p in parameters] for key in parameters[0]})
 
@@ -64,6 +62,39 @@ def profiles(
     columns["KV tokens"] = [describe_profile(p)["kv_tokens"] for p in found.values()]
     columns["auto"] = ["yes" if p.default else "" for p in found.values()]
     show_columns(columns)
+
+
+def cite(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="What run or compare wrote.")],
+) -> None:
+    """Print BibTeX of the policies, the model, the profile and the data of a result."""
+    from sim.study.citations import citations
+
+    cited = citations(folder)
+    print("\n\n".join(cited.entries))
+    for thing in cited.missing:
+        print("% no entry for", " ".join(thing.split()))
+
+
+def _list_policies(json: bool) -> None:
+    from dataclasses import asdict
+
+    from policies import load, names
+    from sim.study.policy_facts import policy_facts, short_reference
+
+    facts = {name: policy_facts(load(name)) for name in names()}
+    if json:
+        show_json({name: asdict(fact) for name, fact in facts.items()})
+        return
+    show_columns(
+        {
+            "policy": list(facts),
+            "what it does": [fact.what for fact in facts.values()],
+            "roles": [fact.roles for fact in facts.values()],
+            "takes as known": [fact.assumes for fact in facts.values()],
+            "paper": [short_reference(fact.reference) for fact in facts.values()],
+        }
+    )
 
 
 def _show_profile(name: str, found: dict[str, Any], json: bool) -> None:
@@ -98,13 +129,3 @@ def _parameter(name: str, schema: dict[str, Any]) -> dict[str, str]:
         "allowed": ", ".join(allowed) or kind,
         "meaning": schema.get("description", ""),
     }
-
-
-def _first_line(doc: str | None) -> str:
-    return _text(doc).split("\n", 1)[0]
-
-
-def _text(doc: str | None) -> str:
-    import inspect
-
-    return inspect.cleandoc(doc or "")

@@ -118,6 +118,12 @@ class Simulation:
             [i.max_tokens for i in self.instances if anywhere or i.role == "decode"],
             default=1 << 40,
         )
+        self.longest: N = max(
+            self.decode_tokens if i.hands_over else i.max_tokens
+            for i in self.instances
+            if i.role != "decode"
+        )
+        """Longest prompt + output that any instance takes."""
         self.cluster = Cluster(
             self.instances,
             make_router(settings.router, settings.router_seed),
@@ -190,12 +196,15 @@ class Simulation:
             request.priority = self.priority[row]
         if self.task is not None:
             request.task = self.trace.tasks[self.task[row]]
+        total = request.input_len + self.output_len[row]
+        if total > self.longest:  # no policy ever hears of it
+            self.reject(request, None)
+            return
         if self.annotate:
             self._annotate(request, row)
         instance = self.only
         if instance is None:
             instance = self.instances[self.policy.route(request, self.cluster)]
-        total = request.input_len + self.output_len[row]
         if instance.hands_over:
             fits = request.input_len < instance.max_tokens and total <= self.decode_tokens
         else:

@@ -219,7 +219,7 @@ def _missing(value: Any) -> bool:
 
 
 def _value(row: Row, summary: Summary) -> str:
-    value = summary.get(row.key)
+    value: Any = summary.get(row.key)
     if _missing(value):
         return UNDEFINED
     low, high = summary[f"{row.key}_ci_low"], summary[f"{row.key}_ci_high"]

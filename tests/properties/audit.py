@@ -77,7 +77,14 @@ def audited(cls: type[Policy], audit: Audit) -> type[Policy]:
         assert same_plan(first, second), "plan() twice in a row gave different plans"
         assert _fingerprint(view) == before, "plan() changed the view"
         _check_not_stuck(view, first)
-        _note(view, first, audit)
+        charged = self.charges_overhead and isinstance(first, Prefill)
+        _note(view, first, audit, to_fs(self.overhead_s(view)) if charged else 0)
+        return first
+
+    def can_accept(self: Policy, view: View, request: Request) -> bool:
+        first = cls.can_accept(self, view, request)
+        assert cls.can_accept(self, view, request) == first, "can_accept() twice gave two answers"
+        audit.labels["a decode pool that is full"] += not first
         return first
 
     def victim(self: Policy, view: View) -> Preemption:
@@ -92,7 +99,12 @@ def audited(cls: type[Policy], audit: Audit) -> type[Policy]:
             assert 0 <= view.free_blocks <= view.total_blocks
         return cls.route(self, request, cluster)
 
-    members: dict[str, Any] = {"plan": plan, "victim": victim, "route": route}
+    members: dict[str, Any] = {
+        "plan": plan,
+        "victim": victim,
+        "route": route,
+        "can_accept": can_accept,
+    }
     return type(f"Audited{cls.__name__}", (cls,), members)
 
 
@@ -112,17 +124,24 @@ def check_view(view: View, audit: Audit) -> None:
     assert view.num_running == len(running)
     assert view.num_decoding == len(decoding)
     assert view.kv_tokens == sum(cached)
-    assert view.outstanding == len(waiting) + len(running) + len(view.swapped)
-    prompts = [r.input_len for r in [*waiting, *running, *view.swapped.values()]]
+    everyone = [*waiting, *running, *view.swapped.values(), *_moving(view)]
+    assert view.outstanding == len(everyone)
+    prompts = [r.input_len for r in everyone]
     assert view.outstanding_tokens == sum(prompts)
     _check_blocks(view, decoding, cached)
     _check_growth(view, cached)
 
 
+def _moving(view: View) -> list[Request]:
+    """Requests prefilled elsewhere: on the bridge, on the link, or ready to join."""
+    places = (view.bridge, getattr(view, "in_transfer", {}), view.ready)
+    return [request for place in places for request in place.values()]
+
+
 def _check_places(view: View, waiting: list[Request], running: list[Request]) -> None:
     """A request is in one place (I9), and knows it."""
     swapped = list(view.swapped.values())
-    held = [*waiting, *running, *swapped]
+    held = [*waiting, *running, *swapped, *_moving(view)]
     assert len({r.id for r in held}) == len(held), "a request is in two places"
     assert all(r.home is view for r in held)
     assert view.prefilling.keys() | view.paused.keys() <= view.running.keys()
@@ -151,6 +170,11 @@ def _check_blocks(view: View, decoding: list[Request], cached: list[int]) -> Non
         assert request.blocks == -(-request.prefilled // size)
     used = sum(r.blocks for r in view.running.values())
     assert view.free_blocks >= 0
+    pulled = [*getattr(view, "in_transfer", {}).values(), *view.ready.values()]
+    assert view.held_blocks >= 0
+    assert view.ready_blocks >= sum(r.blocks for r in view.ready.values())
+    assert bool(pulled) or not view.ready_blocks
+    used += view.held_blocks + view.ready_blocks
     assert used + view.free_blocks == view.total_blocks
     swapped = sum(r.blocks for r in view.swapped.values())
     assert view.free_swap_blocks >= 0
@@ -193,7 +217,7 @@ def _fingerprint(view: View) -> tuple[Any, ...]:
         view.free_swap_blocks,
         view.num_decoding,
         view.steps,
-        [r.id for r in view.waiting],
+        sorted(r.id for r in view.waiting),  # a queue may reorder itself by the clock
         [(r.id, r.prefilled, r.blocks, r.preemptions) for r in view.running.values()],
     )
 
@@ -222,13 +246,13 @@ def same_plan(a: object, b: object) -> bool:
     return a == b
 
 
-def _note(view: View, plan: Plan | None, audit: Audit) -> None:
+def _note(view: View, plan: Plan | None, audit: Audit, overhead_fs: int) -> None:
     """Remember what the step must cost, and which cases came up."""
     key = (view.id, view.now_s)
     audit.prices.pop(key, None)
     price_fs = expected_price(view, plan, audit.settings)
     if price_fs is not None:
-        audit.prices[key] = price_fs + getattr(view, "delay_fs", 0)
+        audit.prices[key] = price_fs + getattr(view, "delay_fs", 0) + overhead_fs
     labels = audit.labels
     labels[f"plan {type(plan).__name__}"] += 1
     labels["a partial prompt"] += bool(view.prefilling or view.paused)
@@ -244,6 +268,7 @@ def _note(view: View, plan: Plan | None, audit: Audit) -> None:
     if isinstance(plan, Decode):
         labels["a pause"] += bool(plan.pause)
         labels["a swap-in"] += bool(plan.swap_in)
+        labels["a pulled request joins"] += bool(plan.admit)
 
 
 def charged_lens(plan: Prefill | RunToCompletion, settings: Settings) -> list[int]:

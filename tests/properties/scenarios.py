@@ -19,6 +19,7 @@ from pydantic import BaseModel
 from random_configs import random_config
 
 import policies
+from sim.core.predictors import make_predictor
 from sim.core.routers import ROUTERS
 from sim.core.spec import InstanceSpec, Settings
 from sim.costs.build import instance_cost
@@ -77,8 +78,17 @@ class Scenario:
         return make(self.config)
 
     def settings(self, fuse: bool = True) -> Settings:
-        """Return the settings of the engine."""
-        return Settings(fuse_steps=fuse, **self.options)
+        """Return the settings of the engine; a predictor draws, so each run gets its own."""
+        options = dict(self.options)
+        name = options.pop("predictor")
+        seed, mean = options["router_seed"], float(self.trace.output_len.mean())
+        options["predictor"] = make_predictor(name, seed, accuracy=0.7, tokens=20, mean_tokens=mean)
+        return Settings(fuse_steps=fuse, **options)
+
+    @property
+    def split(self) -> bool:
+        """Whether prefill and decode have pools of their own."""
+        return any(spec.role == "decode" for spec in self.specs)
 
     def but(self, **changes: Any) -> Scenario:
         """Return a copy with other attributes."""
@@ -162,6 +172,16 @@ def _options(rng: Random, unit_s: float) -> dict[str, Any]:
         "abort_after_s": _maybe(rng, 0.25, [2, 10, 50], unit_s),
         "horizon_s": _maybe(rng, 0.25, [5, 20, 60, 200], unit_s),
         "oom_restart_s": unit_s * rng.choice([1, 10]),
+        "decode_router": rng.choice(list(ROUTERS)),
+        "link_bytes_per_s": rng.choice([50, 1000]) / unit_s,
+        # Shares of a link are no whole femtoseconds: latencies of their own keep ties apart.
+        "link_latency_s": unit_s * rng.choice([0.0723, 0.7219]),
+        "link_shared": rng.random() < 0.5,
+        "link_overlap": rng.choice([0.0, 0.5]),
+        "first_token": rng.choice(["prefill", "prefill", "decode"]),
+        "ttft_slo_s": [unit_s * n for n in [rng.choice([3, 10, 50])]] if rng.random() < 0.6 else [],
+        "e2e_slo_s": [unit_s * n for n in [rng.choice([20, 100])]] if rng.random() < 0.5 else [],
+        "predictor": rng.choice(["none", "oracle", "class", "constant", "mean"]),
     }
     if rng.random() < 0.2:
         options["concurrency"] = rng.choice([1, 3, 10])
@@ -206,6 +226,7 @@ def _specs(
     swap_s = made.unit_s * rng.choice([0, 0.125, 1])
     step_tokens = rng.choice([0, 0, 0, rng.randint(8, 200)])
     uneven = rng.random() < 0.25
+    token_bytes = rng.choice([0, 1, 7])
     roles = _roles(rng, made)
     return [
         InstanceSpec(
@@ -217,6 +238,7 @@ def _specs(
             total_swap_blocks=swap,
             swap_s_per_block=swap_s,
             max_step_tokens=step_tokens,
+            kv_token_bytes=token_bytes,
         )
         for i, role in enumerate(roles)
     ]

@@ -19,7 +19,8 @@ def steps_of(
 
     With `stopped` the run ends before a crash could take any tokens.
     """
-    left = [output_len[i] - 1 for i in batch.ids]
+    cap = batch.plan.max_new_tokens or max(output_len)
+    left = [min(output_len[i], cap) - 1 for i in batch.ids]
     skip, each = batch.plan.finished_rows == "skip", batch.plan.release == "each"
 
     def fits(steps: int) -> bool:

@@ -23,13 +23,21 @@ def doubled(case: Scenario) -> Scenario:
     trace = case.trace
     if trace.arrival_s is not None:
         trace = replace(trace, arrival_s=2 * trace.arrival_s)
-    options = {k: 2 * v if _is_time(k, v) else v for k, v in case.options.items()}
+    options = {k: _doubled_option(k, v) for k, v in case.options.items()}
     specs = [_doubled_spec(spec) for spec in case.specs]
     return case.but(config=_doubled_config(case.config), trace=trace, specs=specs, options=options)
 
 
+def _doubled_option(key: str, value: Any) -> Any:
+    if key == "link_bytes_per_s":
+        return value / 2
+    if isinstance(value, list):
+        return [2 * each for each in value]
+    return 2 * value if _is_time(key, value) else value
+
+
 def _is_time(key: str, value: object) -> bool:
-    return key.endswith(("_s", "_ms")) and isinstance(value, int | float)
+    return key.endswith(("_s", "_ms", "_us_per_op")) and isinstance(value, int | float)
 
 
 def _doubled_config(config: BaseModel) -> BaseModel:

@@ -82,6 +82,45 @@ def test_what_users_typed_is_not_markup():
     assert "[red]x[/red]" in printed(result_table(summary("[red]x[/red]", 1)))
 
 
+def figures(arrived, share, ttft_ms):
+    values = {"arrived": arrived, "slo_attainment": share, "p99_ttft_ms": ttft_ms}
+    ends = {f"{k}_ci_{end}": v for k, v in values.items() for end in ("low", "high")}
+    return values | ends
+
+
+CLASSES = {
+    "source": {"[chat]": figures(8, 0.97, 300.0), "book": figures(2, 0.0, math.nan)},
+    "task": {"online": figures(10, 0.8, 300.0)},
+    "input_len": {"1-128": figures(8, 0.97, 300.0), "129-512": figures(0, math.nan, math.nan)},
+}
+
+
+def test_classes_have_a_row_each():
+    text = printed(result_table(summary("static", 120, n=1) | {"classes": CLASSES}))
+    rows = {line.split()[1]: line.split()[2:] for line in text.splitlines() if "source" in line}
+    assert rows["[chat]"] == ["8", "97", "300"]
+    assert rows["book"] == ["2", "0", "-"]
+    assert "task" not in text  # only one
+    assert "1-128" not in text  # only one with requests
+    assert "TPOT" not in text  # not known of any
+
+
+def test_classes_of_a_comparison_have_a_row_for_each_policy():
+    other = CLASSES | {"source": {"[chat]": figures(8, 0.5, 900.0)}}
+    policies = {
+        "a": summary("a", 1) | {"classes": CLASSES},
+        "b": summary("b", 1, "overloaded") | {"classes": other},
+    }
+    text = printed(
+        comparison_table({"baseline": "a", "policies": policies, "differences": {"b": {}}})
+    )
+    lines = text.splitlines()
+    first = next(at for at, line in enumerate(lines) if "[chat]" in line)
+    assert lines[first].split() == ["source", "[chat]", "a", "8", "97", "300"]
+    assert lines[first + 1].split() == ["b", "8", "50", "900*"]
+    assert lines[first + 3].split()[:2] == ["b", "-"]  # it served no book
+
+
 @pytest.mark.parametrize(
     ("value", "wanted"),
     [(0, "0"), (12, "12"), (1234567.8, "1,234,568"), (12.3456, "12.35"), (0.0123456, "0.0123"),
