@@ -208,7 +208,8 @@ class Instance(Seats):
                 self.static = batch
             return True
         if isinstance(plan, Wait):
-            until = to_fs_ceil(plan.until_s)
+            # Not before an arrival at that very time, nor before a float shows it.
+            until = max(to_fs_ceil(plan.until_s), to_fs(plan.until_s))
             if until <= now:
                 raise self.broken(f"Wait(until_s={plan.until_s}) is not after now")
             self.end_fs = until

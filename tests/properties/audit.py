@@ -1,0 +1,280 @@
+"""A policy under audit: every counter it sees is recomputed naively before every plan.
+
+`audited` makes a subclass of any policy, so what the engine asks of it (victims, routes, hooks to
+come) keeps working. Each request's cached tokens are taken from its prompt and what it has emitted,
+never from the instance's own bookkeeping.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from typing import Any
+
+from knotted import decode_price
+
+from sim.core.spec import Settings
+from sim.types import (
+    Cluster,
+    Decode,
+    Fifo,
+    Mixed,
+    Plan,
+    Policy,
+    Preemption,
+    Prefill,
+    Request,
+    RunToCompletion,
+    View,
+    to_fs,
+)
+
+GROWTHS = (1, 2, 3, 4, 5, 15, 16, 17, 37, 64)
+"""Steps at which `growth_over` is compared with brute force."""
+
+
+@dataclass
+class StaticPlan:
+    """A run-to-completion batch as it was asked for, and the memory it met.
+
+    Attributes:
+        instance: its instance.
+        start_s: when.
+        plan: the plan.
+        ids: rows of the trace.
+        lens: prompt lengths charged.
+        free_blocks: of the instance.
+    """
+
+    instance: int
+    start_s: float
+    plan: RunToCompletion
+    ids: list[int]
+    lens: list[int]
+    free_blocks: int
+
+
+class Audit:
+    """What was seen during one run."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.labels: Counter[str] = Counter()
+        self.last_s: dict[int, float] = {}
+        self.batches: list[StaticPlan] = []
+        self.prices: dict[tuple[int, float], int] = {}
+        """(instance, start) to the femtoseconds the first step must last."""
+
+
+def audited(cls: type[Policy], audit: Audit) -> type[Policy]:
+    """Return `cls` with audits around its decisions."""
+
+    def plan(self: Policy, view: View) -> Plan | None:
+        check_view(view, audit)
+        before = _fingerprint(view)
+        first = cls.plan(self, view)
+        second = cls.plan(self, view)
+        assert same_plan(first, second), "plan() twice in a row gave different plans"
+        assert _fingerprint(view) == before, "plan() changed the view"
+        _check_not_stuck(view, first)
+        _note(view, first, audit)
+        return first
+
+    def victim(self: Policy, view: View) -> Preemption:
+        first = cls.victim(self, view)
+        assert same_plan(first, cls.victim(self, view)), "victim() twice gave different answers"
+        audit.prices.pop((view.id, view.now_s), None)
+        audit.labels["a victim for growth"] += 1
+        return first
+
+    def route(self: Policy, request: Request, cluster: Cluster) -> int:
+        for view in cluster.instances:
+            assert 0 <= view.free_blocks <= view.total_blocks
+        return cls.route(self, request, cluster)
+
+    members: dict[str, Any] = {"plan": plan, "victim": victim, "route": route}
+    return type(f"Audited{cls.__name__}", (cls,), members)
+
+
+# -- the state ------------------------------------------------------------------------------------
+
+
+def check_view(view: View, audit: Audit) -> None:
+    """Recompute everything a policy can read; I2, I5 and I9."""
+    assert view.now_s >= audit.last_s.get(view.id, 0.0), "the clock went back"
+    audit.last_s[view.id] = view.now_s
+    waiting, running = list(view.waiting), list(view.running.values())
+    _check_places(view, waiting, running)
+    decoding = [r for r in running if r.id not in view.prefilling and r.id not in view.paused]
+    cached = [r.input_len + view.generated(r) - 1 for r in decoding]
+    assert view.num_waiting == len(waiting)
+    assert view.waiting.tokens == sum(r.target_tokens for r in waiting)
+    assert view.num_running == len(running)
+    assert view.num_decoding == len(decoding)
+    assert view.kv_tokens == sum(cached)
+    assert view.outstanding == len(waiting) + len(running) + len(view.swapped)
+    prompts = [r.input_len for r in [*waiting, *running, *view.swapped.values()]]
+    assert view.outstanding_tokens == sum(prompts)
+    _check_blocks(view, decoding, cached)
+    _check_growth(view, cached)
+
+
+def _check_places(view: View, waiting: list[Request], running: list[Request]) -> None:
+    """A request is in one place (I9), and knows it."""
+    swapped = list(view.swapped.values())
+    held = [*waiting, *running, *swapped]
+    assert len({r.id for r in held}) == len(held), "a request is in two places"
+    assert all(r.home is view for r in held)
+    assert view.prefilling.keys() | view.paused.keys() <= view.running.keys()
+    assert not view.prefilling.keys() & view.paused.keys()
+    if isinstance(view.waiting, Fifo):
+        # Put back: in front of those that never ran, who stand as they came.
+        fresh = [r.id for r in waiting if not r.preemptions + r.retries]
+        assert fresh == sorted(fresh)
+        assert fresh == [r.id for r in waiting[len(waiting) - len(fresh) :]]
+    for request in waiting:
+        assert request.blocks == request.prefilled == 0
+        assert request.target_tokens == request.input_len + view.generated(request)
+    for request in view.prefilling.values():
+        assert 0 < request.prefilled < request.target_tokens
+    for request in [*view.paused.values(), *swapped]:
+        assert request.prefilled == request.input_len + view.generated(request) - 1
+
+
+def _check_blocks(view: View, decoding: list[Request], cached: list[int]) -> None:
+    """Used + free = total, on the GPU and in the swap space (I2)."""
+    size = view.block_size
+    for request, tokens in zip(decoding, cached, strict=True):
+        assert request.blocks == -(-tokens // size)
+    partial = [*view.prefilling.values(), *view.paused.values()]
+    for request in [*partial, *view.swapped.values()]:
+        assert request.blocks == -(-request.prefilled // size)
+    used = sum(r.blocks for r in view.running.values())
+    assert view.free_blocks >= 0
+    assert used + view.free_blocks == view.total_blocks
+    swapped = sum(r.blocks for r in view.swapped.values())
+    assert view.free_swap_blocks >= 0
+    assert swapped + view.free_swap_blocks == view.total_swap_blocks
+    assert getattr(view, "partial_tokens", 0) == sum(r.prefilled for r in partial)
+
+
+def _check_growth(view: View, cached: list[int]) -> None:
+    """Phases, growth and `steps_until_free_below` against brute force."""
+    size = view.block_size
+    rests = Counter(tokens % size for tokens in cached)
+    phases = [view.phases[(phase - view.steps) % size] for phase in range(size)]
+    assert phases == [rests[phase] for phase in range(size)]
+    assert view.growth_blocks == rests[0]
+
+    def growth(steps: int) -> int:
+        return sum(-(-(tokens + steps) // size) - -(-tokens // size) for tokens in cached)
+
+    assert view.growth_over(0) == 0
+    for steps in GROWTHS:
+        assert view.growth_over(steps) == growth(steps)
+    free = view.free_blocks
+    for blocks in (0, 1, free // 2, free, free + 1):
+        steps = view.steps_until_free_below(blocks)
+        if free < blocks:
+            assert steps == 0
+        elif not cached:
+            assert steps > 10**9
+        else:
+            assert free - growth(steps) >= blocks > free - growth(steps + 1)
+
+
+# -- the plan -------------------------------------------------------------------------------------
+
+
+def _fingerprint(view: View) -> tuple[Any, ...]:
+    return (
+        view.now_s,
+        view.free_blocks,
+        view.free_swap_blocks,
+        view.num_decoding,
+        view.steps,
+        [r.id for r in view.waiting],
+        [(r.id, r.prefilled, r.blocks, r.preemptions) for r in view.running.values()],
+    )
+
+
+def _check_not_stuck(view: View, plan: Plan | None) -> None:
+    """Nothing runs, no blocks are in use: a queue that is not empty gets a plan or a Wait (I6)."""
+    if plan is None and not view.running and view.free_blocks == view.total_blocks:
+        assert view.num_waiting + len(view.swapped) == 0, "an idle instance, a queue, no plan"
+
+
+def same_plan(a: object, b: object) -> bool:
+    """Whether two plans (or parts of plans) say the same."""
+    if isinstance(a, Request) or isinstance(b, Request):
+        return a is b
+    if isinstance(a, Plan | Preemption):
+        slots = type(a).__slots__
+        return type(a) is type(b) and all(
+            same_plan(getattr(a, name), getattr(b, name)) for name in slots
+        )
+    if isinstance(a, list | tuple):
+        return (
+            isinstance(b, list | tuple)
+            and len(a) == len(b)
+            and all(same_plan(x, y) for x, y in zip(a, b, strict=True))
+        )
+    return a == b
+
+
+def _note(view: View, plan: Plan | None, audit: Audit) -> None:
+    """Remember what the step must cost, and which cases came up."""
+    key = (view.id, view.now_s)
+    audit.prices.pop(key, None)
+    price_fs = expected_price(view, plan, audit.settings)
+    if price_fs is not None:
+        audit.prices[key] = price_fs + getattr(view, "delay_fs", 0)
+    labels = audit.labels
+    labels[f"plan {type(plan).__name__}"] += 1
+    labels["a partial prompt"] += bool(view.prefilling or view.paused)
+    if isinstance(plan, Decode):
+        labels["a partial prompt"] += bool(plan.pause)
+    if isinstance(plan, RunToCompletion):
+        ids = [r.id for r in plan.requests]
+        lens = charged_lens(plan, audit.settings)
+        batch = StaticPlan(view.id, view.now_s, plan, ids, lens, view.free_blocks)
+        audit.batches.append(batch)
+    if isinstance(plan, Mixed):
+        labels["a chunked prompt"] += any(n < r.target_tokens for r, n in plan.chunks)
+    if isinstance(plan, Decode):
+        labels["a pause"] += bool(plan.pause)
+        labels["a swap-in"] += bool(plan.swap_in)
+
+
+def charged_lens(plan: Prefill | RunToCompletion, settings: Settings) -> list[int]:
+    """Return the prompt lengths that are charged: padded or as they are."""
+    lens = [r.target_tokens for r in plan.requests]
+    padded = plan.padded if settings.padding == "policy" else settings.padding == "batch"
+    return [max(lens)] * len(lens) if padded else lens
+
+
+def expected_price(view: View, plan: Plan | None, settings: Settings) -> int | None:
+    """Return the femtoseconds of the plan's first step, by the definitions of `CostModel`.
+
+    None where the plan first changes the batch, or nothing runs.
+    """
+    cost = view.cost
+    if isinstance(plan, Decode):
+        if plan.changes or not view.num_decoding:
+            return None
+        price = decode_price(cost, view.num_decoding, view.kv_tokens)
+        assert to_fs(view.price(plan)) == to_fs(price / 1e15)
+        return price
+    if isinstance(plan, Mixed):
+        if plan.preempt or not plan.chunks:
+            return None
+        lens = [(n, n + r.prefilled) for r, n in plan.chunks]
+        batch, kv = (view.num_decoding, view.kv_tokens) if plan.decode else (0, 0)
+    elif isinstance(plan, Prefill | RunToCompletion) and plan.requests:
+        lens = [(tokens, tokens) for tokens in charged_lens(plan, settings)]
+        batch = kv = 0
+    else:
+        return None
+    new, context = sum(n for n, _ in lens), sum(end for _, end in lens)
+    quad = sum(n * (2 * end - n) for n, end in lens)
+    return cost.step(len(lens), new, context, quad, batch, kv)

@@ -1,0 +1,350 @@
+"""What must hold of a finished run: invariants, equality of two runs, and the cases it reached."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+from audit import Audit, audited
+from knotted import decode_price
+from scenarios import Scenario, policy_class
+from static_oracle import check_static
+
+from sim.core.records import DECODE, KINDS, STATIC_DECODE, RunRecord
+from sim.core.simulation import Simulation
+from sim.types import to_fs
+
+TOLERANCE_S = 1e-9
+"""Of times that went through a float twice; everything else is compared exactly."""
+
+FREE_FS = 10**6
+"""Femtoseconds that late floats may not resolve: a step and the next may start together."""
+
+COLUMNS = (
+    "instance",
+    "kind",
+    "duration_fs",
+    "kv_tokens",
+    "prefill_requests",
+    "prefill_tokens",
+    "padded_tokens",
+    "decode_requests",
+    "emitting",
+    "veterans",
+    "lead_fs",
+    "odd",
+    "queue_len",
+    "extrapolated",
+)
+"""Of expanded steps, compared exactly."""
+
+CASES = (
+    "preempted by recompute",
+    "preempted by swap",
+    "swap space full",
+    "out of memory",
+    "rejected",
+    "aborted",
+    "unfinished at the horizon",
+    "an arrival in mid-span",
+    "an arrival at a step's end",
+    "two instances' steps end together",
+    "two arrivals at once",
+    "a one-token output",
+    "a prompt of exactly one block",
+    "a chunked prompt",
+    "a victim for growth",
+    "a span of many steps",
+    "steps beyond the fitted range",
+    "a priced step after changes",
+    "a priced KV copy",
+)
+"""What the generators must reach (design section 10; a full decode pool comes with the pools)."""
+
+
+@dataclass
+class Run:
+    """One audited run.
+
+    Attributes:
+        scenario: what was run.
+        record: what came out.
+        sim: the simulation, at its end.
+        audit: what the policy saw.
+    """
+
+    scenario: Scenario
+    record: RunRecord
+    sim: Simulation
+    audit: Audit
+
+
+def run(case: Scenario, fuse: bool = True) -> Run:
+    """Run a scenario under audit."""
+    settings = case.settings(fuse)
+    audit = Audit(settings)
+    policy = case.new_policy(audited(policy_class(case.policy), audit))
+    sim = Simulation(case.trace, policy, case.specs, settings)
+    return Run(case, sim.run(), sim, audit)
+
+
+# -- steps ----------------------------------------------------------------------------------------
+
+
+def row_ends_fs(steps: np.ndarray) -> np.ndarray:
+    """Return how long each row of the step log lasts, in femtoseconds."""
+    n = steps["n_steps"].astype(np.int64)
+    return n * steps["first_fs"] + steps["increment_fs"] * (n * (n - 1) // 2)
+
+
+def expand(steps: np.ndarray) -> dict[str, np.ndarray]:
+    """Return single steps, by instance and start: `start_s` and `COLUMNS`."""
+    counts = steps["n_steps"].astype(np.int64)
+    row = np.repeat(np.arange(len(steps)), counts)
+    k = np.arange(len(row)) - np.repeat(np.cumsum(counts) - counts, counts)
+    columns = {name: steps[name][row] for name in COLUMNS if name != "duration_fs"}
+    first, increment = steps["first_fs"][row], steps["increment_fs"][row]
+    columns["duration_fs"] = first + k * increment
+    offset = k * first + increment * (k * (k - 1) // 2)
+    columns["start_s"] = steps["start_s"][row] + offset / 1e15
+    columns["kv_tokens"] = columns["kv_tokens"] + k * columns["decode_requests"]
+    for name in ("veterans", "lead_fs", "odd"):
+        columns[name] = np.where(k == 0, columns[name], 0)
+    order = np.lexsort((columns["start_s"], columns["instance"]))
+    return {name: values[order] for name, values in columns.items()}
+
+
+def assert_same(a: RunRecord, b: RunRecord) -> None:
+    """Two runs have identical records (I8)."""
+    assert a.requests.keys() == b.requests.keys()
+    for name, x in a.requests.items():
+        y = b.requests[name]
+        assert x.dtype == y.dtype, name
+        np.testing.assert_array_equal(x, y, err_msg=name)
+    assert a.counters == b.counters
+    assert a.swaps == b.swaps
+    assert a.end_s == b.end_s
+    np.testing.assert_array_equal(a.gaps_s, b.gaps_s)
+    x_steps, y_steps = expand(a.steps), expand(b.steps)
+    for name in COLUMNS:
+        np.testing.assert_array_equal(x_steps[name], y_steps[name], err_msg=name)
+    np.testing.assert_allclose(
+        x_steps["start_s"], y_steps["start_s"], rtol=0, atol=TOLERANCE_S, err_msg="start_s"
+    )
+
+
+# -- invariants -----------------------------------------------------------------------------------
+
+
+def check(done: Run) -> None:
+    """I1 to I5, I9 and I12 on the records, and that the parts of the records agree."""
+    _check_everyone_is_somewhere(done)
+    _check_order_of_times(done)
+    _check_tokens(done)
+    _check_steps(done)
+    _check_static(done)
+    _check_counters(done)
+    if done.scenario.options["horizon_s"] is None:
+        _check_all_gone(done)
+
+
+def _check_everyone_is_somewhere(done: Run) -> None:
+    """I1: arrivals = finished + rejected + aborted + unfinished, each request once."""
+    ids = done.record.requests["request_id"]
+    trace, options = done.scenario.trace, done.scenario.options
+    assert len(np.unique(ids)) == len(ids)
+    status = Counter(done.record.requests["status"].tolist())
+    assert set(status) <= {"finished", "rejected", "aborted", "unfinished"}
+    horizon_s = options["horizon_s"]
+    if horizon_s is None:
+        assert ids.tolist() == list(range(len(trace)))
+        assert not status["unfinished"]
+    elif "concurrency" not in options and trace.arrival_s is not None:
+        arrived = [to_fs(t) < to_fs(horizon_s) for t in trace.arrival_s.tolist()]
+        assert ids.tolist() == np.flatnonzero(arrived).tolist()
+    assert status["aborted"] == 0 or options["abort_after_s"] is not None
+
+
+def _check_order_of_times(done: Run) -> None:
+    """I3; a time that did not happen is NaN, and all later ones with it."""
+    columns = done.record.requests
+    names = ("arrival_s", "prefill_start_s", "prefill_end_s", "first_token_s", "finish_s")
+    times = [columns[name] for name in names]
+    for earlier, later in pairwise(times):
+        assert not (np.isnan(earlier) & ~np.isnan(later)).any()
+        assert not (earlier > later).any()
+    if not _free_prefill(done):
+        assert not (times[1] >= times[2]).any(), "a prefill takes no time"
+    finished = columns["status"] == "finished"
+    assert (finished == ~np.isnan(times[-1])).all()
+    assert np.isnan(times[1][columns["status"] == "rejected"]).all()
+    moved = columns["transfer_start_s"]
+    assert not (columns["prefill_end_s"] > moved).any()
+    assert not (moved > columns["transfer_end_s"]).any()
+    served = ~np.isnan(columns["first_token_s"])
+    assert (columns["prefill_instance"][served] >= 0).all()
+
+
+def _free_prefill(done: Run) -> bool:
+    return any(spec.cost.step(1, 1, 1, 1, 0, 0) <= FREE_FS for spec in done.scenario.specs)
+
+
+def _check_tokens(done: Run) -> None:
+    """I4, and the inter-token gaps: how many, and how long all together."""
+    columns, steps = done.record.requests, done.record.steps
+    emitted, finished = columns["emitted_tokens"], columns["status"] == "finished"
+    assert (emitted[finished] == columns["output_len"][finished]).all()
+    assert (emitted <= columns["output_len"]).all()
+    assert (emitted[columns["status"] == "rejected"] == 0).all()
+    emitting = steps["emitting"].astype(np.int64)
+    gaps = (steps["n_steps"] * emitting).sum() - steps["odd"].sum() + len(done.record.gaps_s)
+    assert gaps == np.maximum(emitted - 1, 0).sum()
+    if not finished.all():
+        return
+    # Python integers: sums over all requests can pass 2**63 femtoseconds.
+    gaps_fs = row_ends_fs(steps).astype(object) * emitting
+    gaps_fs += steps["veterans"].astype(object) * steps["lead_fs"]
+    gaps_fs -= steps["odd"].astype(object) * steps["first_fs"]
+    total_s = sum(gaps_fs.tolist()) / 1e15 + done.record.gaps_s.sum()
+    spans_s = (columns["finish_s"] - columns["first_token_s"]).sum()
+    late = bool((steps["kind"] == STATIC_DECODE).any())  # results may leave after the last token
+    assert total_s <= spans_s + TOLERANCE_S
+    assert late or abs(total_s - spans_s) <= TOLERANCE_S
+
+
+def _check_steps(done: Run) -> None:
+    """I5 and I12: steps of an instance follow each other, and cost what the cost model says."""
+    steps, horizon_s = done.record.steps, done.scenario.options["horizon_s"]
+    assert (steps["n_steps"] >= 1).all()
+    assert (steps["first_fs"] >= 1).all()
+    ends_s = steps["start_s"] + row_ends_fs(steps) / 1e15
+    if horizon_s is not None:
+        assert (ends_s <= horizon_s + TOLERANCE_S).all()
+    for instance in range(len(done.scenario.specs)):
+        mine = steps["instance"] == instance
+        assert (steps["start_s"][mine][1:] >= ends_s[mine][:-1] - TOLERANCE_S).all()
+    entries = [dict(zip(steps.dtype.names or (), row, strict=True)) for row in steps.tolist()]
+    for entry in entries:
+        expected_fs = done.audit.prices.get((entry["instance"], entry["start_s"]))
+        if entry["kind"] == STATIC_DECODE:
+            _check_static_price(done, entry)
+        elif _free_prefill(done):
+            continue
+        elif expected_fs is not None:
+            assert entry["first_fs"] == expected_fs, KINDS[entry["kind"]]
+            done.audit.labels["a priced step"] += 1
+        elif entry["kind"] == DECODE:
+            _check_price_after_changes(done, entry)
+
+
+def _check_static(done: Run) -> None:
+    """Static batches hold, charge and lose what a row-by-row account says."""
+    scenario, stopped = done.scenario, done.scenario.options["horizon_s"] is not None
+    outputs, steps = scenario.trace.output_len.tolist(), expand(done.record.steps)
+    check_static(done.audit.batches, scenario.specs, outputs, steps, stopped)
+
+
+def _check_static_price(done: Run, entry: dict[str, Any]) -> None:
+    """First and last step of a static span cost what their batch and KV tokens cost."""
+    cost = done.scenario.specs[entry["instance"]].cost
+    batch, kv, later = entry["decode_requests"], entry["kv_tokens"], entry["n_steps"] - 1
+    assert entry["first_fs"] == decode_price(cost, batch, kv)
+    last_fs = entry["first_fs"] + later * entry["increment_fs"]
+    assert last_fs == decode_price(cost, batch, kv + later * batch)
+
+
+def _check_price_after_changes(done: Run, entry: dict[str, Any]) -> None:
+    """A decode step after evictions and the like: the KV copies made then, and the decodes.
+
+    `kv_tokens` counts paused and half-prefilled requests too, so it bounds what the batch holds.
+    """
+    cost, batch = done.scenario.specs[entry["instance"]].cost, entry["decode_requests"]
+    copied_s = 0.0
+    for start_s, duration_s, instance, *_ in done.record.swaps:
+        begins_s = entry["start_s"] + copied_s
+        if instance == entry["instance"] and abs(start_s - begins_s) < TOLERANCE_S:
+            copied_s += duration_s
+    held = entry["kv_tokens"]
+    lowest = 0 if done.audit.labels["a partial prompt"] else held
+    prices = [decode_price(cost, batch, kv) / 1e15 for kv in range(lowest, held + 1)]
+    wanted_s = entry["first_fs"] / 1e15 - copied_s
+    assert min(abs(price - wanted_s) for price in prices) < TOLERANCE_S
+    done.audit.labels["a priced step after changes"] += 1
+    done.audit.labels["a priced KV copy"] += copied_s > 0
+
+
+def _check_counters(done: Run) -> None:
+    columns, counters = done.record.requests, done.record.counters
+    evictions = counters["preemptions_recompute"] + counters["preemptions_swap"]
+    assert evictions == columns["preemptions"].sum()
+    assert counters["swap_out_blocks"] >= counters["swap_in_blocks"]
+    outs = [s for s in done.record.swaps if s[5] == "out"]
+    assert len(outs) == counters["preemptions_swap"]
+    copies = [s[1] for s in done.record.swaps]
+    blocks = [s[4] for s in done.record.swaps]
+    per_block = {spec.swap_s_per_block for spec in done.scenario.specs}
+    np.testing.assert_allclose(copies, [per_block.copy().pop() * b for b in blocks], rtol=1e-12)
+    prompts = columns["input_len"][columns["status"] == "finished"].sum()
+    assert done.record.steps["prefill_tokens"].sum() >= prompts
+
+
+def _check_all_gone(done: Run) -> None:
+    """A run that drained leaves every instance as it was."""
+    for instance in done.sim.instances:
+        assert instance.free_blocks == instance.total_blocks
+        assert instance.free_swap_blocks == instance.total_swap_blocks
+        places = (instance.running, instance.swapped, instance.prefilling, instance.paused)
+        assert [len(place) for place in places] == [0, 0, 0, 0]
+        assert len(instance.waiting) == instance.num_waiting == 0
+        assert instance.num_decoding == instance.kv_tokens == instance.partial_tokens == 0
+        assert instance.outstanding == instance.outstanding_tokens == 0
+        assert not any(instance.phases)
+
+
+# -- cases ----------------------------------------------------------------------------------------
+
+
+def labels(done: Run) -> Counter[str]:
+    """Return which of `CASES` a fused run reached."""
+    record, columns = done.record, done.record.requests
+    found = Counter({k: v for k, v in done.audit.labels.items() if v})
+    counters = record.counters
+    found["preempted by recompute"] += counters["preemptions_recompute"]
+    found["preempted by swap"] += counters["preemptions_swap"]
+    both = counters["preemptions_recompute"] and counters["preemptions_swap"]
+    found["swap space full"] += bool(both)
+    found["out of memory"] += counters["oom_events"]
+    status = Counter(columns["status"].tolist())
+    found["rejected"] += status["rejected"]
+    found["aborted"] += status["aborted"]
+    found["unfinished at the horizon"] += status["unfinished"]
+    served = ~np.isnan(columns["first_token_s"])
+    found["a one-token output"] += (served & (columns["output_len"] == 1)).sum()
+    exactly = columns["input_len"] == done.scenario.specs[0].block_size
+    found["a prompt of exactly one block"] += (served & exactly).sum()
+    found["a span of many steps"] += (record.steps["n_steps"] > 1).sum()
+    found["steps beyond the fitted range"] += counters["extrapolated_steps"]
+    found.update(_coincidences(done))
+    return +found
+
+
+def _coincidences(done: Run) -> Counter[str]:
+    steps = done.record.steps
+    arrivals = done.record.requests["arrival_s"].tolist()
+    homes = done.record.requests["prefill_instance"].tolist()
+    starts, ends = steps["start_s"], steps["start_s"] + row_ends_fs(steps) / 1e15
+    long = steps["n_steps"] > 1
+    found: Counter[str] = Counter()
+    found["two arrivals at once"] = len(arrivals) - len(set(arrivals))
+    by_end: dict[float, set[int]] = {}
+    for instance, end in zip(steps["instance"].tolist(), ends.tolist(), strict=True):
+        by_end.setdefault(end, set()).add(instance)
+    found["two instances' steps end together"] = sum(len(s) > 1 for s in by_end.values())
+    for arrival, home in zip(arrivals, homes, strict=True):
+        found["an arrival at a step's end"] += home in by_end.get(arrival, ())
+        inside = long & (steps["instance"] == home) & (starts < arrival) & (arrival < ends)
+        found["an arrival in mid-span"] += bool(inside.any())
+    return found

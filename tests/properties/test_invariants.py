@@ -1,0 +1,157 @@
+"""The invariants of design section 10, for every policy, over random runs.
+
+I1-I6, I9 and I12 are checked on audited runs whose seeds Hypothesis draws (derandomized) and on
+seeds 0..n-1; I7, I10 and I11 compare runs. I8 is `test_equality.py`.
+"""
+
+import os
+import subprocess
+import sys
+from collections import Counter
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import event, example, given, settings
+from hypothesis import strategies as st
+from record_checks import CASES, Run, assert_same, check, labels, run
+from scenarios import policy_names, scenario
+from transforms import ROUTERS_BY_STATE, doubled, with_strangers
+
+SEEDS, EXAMPLES, EXAMPLES_SLOW = 40, 20, 100
+PAIRS, PAIRS_SLOW = 12, 100
+TIMES = ("arrival_s", "queued_s", "prefill_start_s", "prefill_end_s", "first_token_s", "finish_s")
+HERE = Path(__file__).parent
+
+
+@cache
+def explore(policy: str, examples: int) -> Counter[str]:
+    """Check the invariants over random runs of a policy; return the cases they reached."""
+    reached: Counter[str] = Counter()
+
+    @settings(max_examples=examples, derandomize=True, deadline=None, database=None)
+    @given(st.integers(0, 2**32 - 1), st.booleans())
+    def invariants_hold(seed: int, fuse: bool) -> None:
+        done = run(scenario(seed, policy), fuse)
+        check(done)
+        found = labels(done)
+        for label in found:
+            event(label)
+        reached.update(found)
+
+    for seed in range(SEEDS):
+        invariants_hold = example(seed, seed % 4 < 3)(invariants_hold)
+    invariants_hold()
+    return reached
+
+
+@pytest.mark.parametrize("policy", policy_names())
+def test_invariants(policy):
+    assert explore(policy, EXAMPLES)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("policy", policy_names())
+def test_invariants_100(policy, record_property):
+    figure = f"{SEEDS + EXAMPLES_SLOW} random runs"
+    record_property("evidence", f"invariants I1-I6, I9, I12, {policy}: {figure}")
+    assert explore(policy, EXAMPLES_SLOW)
+
+
+def test_the_runs_reach_every_case():
+    reached = sum((explore(name, EXAMPLES) for name in policy_names()), Counter())
+    assert [case for case in CASES if not reached[case]] == []
+    kinds = {"Prefill", "Mixed", "Decode", "RunToCompletion", "Wait"}
+    assert [kind for kind in sorted(kinds) if not reached[f"plan {kind}"]] == []
+    assert reached["a priced step"] > 1000
+
+
+# -- I7 -------------------------------------------------------------------------------------------
+
+
+def test_same_bytes_in_fresh_processes():
+    command = [sys.executable, str(HERE / "digest.py")]
+    outputs = []
+    for hash_seed in ("1", "4711"):
+        env = {**os.environ, "PYTHONHASHSEED": hash_seed, "PYTHONPATH": str(HERE.parents[1])}
+        done = subprocess.run(command, env=env, capture_output=True, text=True, check=True)
+        outputs.append(done.stdout)
+    assert outputs[0] == outputs[1]
+    assert outputs[0].count("\n") == 10 * len(policy_names())
+
+
+@pytest.mark.parametrize("policy", policy_names())
+def test_same_run_twice(policy):
+    for seed in range(4):
+        case = scenario(seed, policy)
+        assert_same(run(case).record, run(case).record)
+
+
+# -- I10 ------------------------------------------------------------------------------------------
+
+
+def check_doubling(policy: str, seeds: range) -> None:
+    """Doubling every cost and time constant doubles every time, and changes nothing else."""
+    for seed in seeds:
+        case = scenario(seed, policy, exact=True)
+        once, twice = run(case).record, run(doubled(case)).record
+        for name, values in once.requests.items():
+            wanted = 2 * values if name in TIMES else values
+            np.testing.assert_array_equal(twice.requests[name], wanted, err_msg=f"{name} {seed}")
+        assert once.counters == twice.counters
+        np.testing.assert_array_equal(twice.gaps_s, 2 * once.gaps_s)
+        for name in once.steps.dtype.names or ():
+            wanted = once.steps[name] * (2 if name.endswith(("_s", "_fs")) else 1)
+            np.testing.assert_array_equal(twice.steps[name], wanted, err_msg=f"{name} {seed}")
+
+
+@pytest.mark.parametrize("policy", policy_names())
+def test_doubling_doubles(policy):
+    check_doubling(policy, range(PAIRS))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("policy", policy_names())
+def test_doubling_doubles_100(policy):
+    check_doubling(policy, range(PAIRS_SLOW))
+
+
+# -- I11 ------------------------------------------------------------------------------------------
+
+
+def check_relabelling(policy: str, seeds: range) -> None:
+    """Rows that are rejected on arrival shift all ids, and change nothing else."""
+    for seed in seeds:
+        case = scenario(seed, policy)
+        if case.trace.arrival_s is None:
+            continue
+        options = {k: v for k, v in case.options.items() if k not in ("concurrency", "think_s")}
+        options["router"] = ROUTERS_BY_STATE[seed % len(ROUTERS_BY_STATE)]
+        case = case.but(options=options)
+        if policy == "chaos":  # its groups are made of ids
+            case = case.but(config=case.config.model_copy(update={"groups": 1}))
+        relabelled, new_id = with_strangers(case, seed)
+        _assert_relabelled(run(case), run(relabelled), new_id)
+
+
+def _assert_relabelled(plain: Run, other: Run, new_id: np.ndarray) -> None:
+    ours = np.isin(other.record.requests["request_id"], new_id)
+    assert (other.record.requests["status"][~ours] == "rejected").all()
+    for name, values in plain.record.requests.items():
+        wanted = new_id[values] if name == "request_id" else values
+        np.testing.assert_array_equal(other.record.requests[name][ours], wanted, err_msg=name)
+    assert plain.record.counters == other.record.counters
+    np.testing.assert_array_equal(plain.record.steps, other.record.steps)
+    np.testing.assert_array_equal(plain.record.gaps_s, other.record.gaps_s)
+
+
+@pytest.mark.parametrize("policy", policy_names())
+def test_relabelling_changes_nothing(policy):
+    check_relabelling(policy, range(PAIRS))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("policy", policy_names())
+def test_relabelling_changes_nothing_100(policy):
+    check_relabelling(policy, range(PAIRS_SLOW))
