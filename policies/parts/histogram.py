@@ -36,7 +36,12 @@ class LengthHistogram:
 
     def add(self, at: N, now_s: float) -> None:
         """Note a request of bin `at` that arrives now."""
-        self.weights[at] += 2.0 ** ((now_s - self._origin_s) / self.half_life_s)
+        age = (now_s - self._origin_s) / self.half_life_s
+        if age > RESCALE_AFTER:
+            faded = 2.0 ** -min(age, 1000.0)
+            self.weights = [w * faded for w in self.weights]
+            self._origin_s, age = now_s, 0.0
+        self.weights[at] += 2.0**age
         self._latest_s = now_s
         self._arrivals += 1
         if now_s >= self._next_s or self._arrivals >= self._next_arrivals:
@@ -47,7 +52,3 @@ class LengthHistogram:
         self.due = False
         self._next_s = self._latest_s + self.period_s
         self._next_arrivals = 2 * self._arrivals
-        age = (self._latest_s - self._origin_s) / self.half_life_s
-        if age > RESCALE_AFTER:
-            self.weights = [w * 2.0**-age for w in self.weights]
-            self._origin_s = self._latest_s

@@ -74,6 +74,8 @@ class StaticBatch:
         for request in self.requests:
             if request.home is not instance or request.state != WAITING:
                 raise instance.broken(f"request {request.id} is named twice or does not wait here")
+            if request.emitted:
+                raise instance.broken(f"request {request.id} was preempted in mid-output: no batch")
             instance.admit(request, now)
 
     # -- memory -----------------------------------------------------------------------------

@@ -41,6 +41,11 @@ ONCE_FROM = 1_000_000
 FUSING = ((1, 0.5), (16, 0.5), (16, 0.9))
 """(instances, load) at which fused and single steps are compared."""
 
+TIMEOUT_BARS = {"static": 8, "continuous v1": 22, "continuous v0": 22}
+"""Bare SimPy timeouts a request at 90 % of saturation, at most."""
+
+MAX_CPU_S, MAX_RSS_MB, MAX_OVERLOAD, MIN_FUSING = 30.0, 1000.0, 1.5, 2.0
+
 CLUSTER = {"gpu": "a100-80gb", "model": "opt-13b"}
 MAX_MODEL_LEN = 2048
 US_PER_S = 1e6
@@ -60,6 +65,7 @@ def main() -> int:
         return 0
     output_folder(options.out.parent)
     found = benchmark(QUICK_SIZES if options.quick else SIZES)
+    found["bars"] = bars(found)
     write_json(options.out, found)
     _print(found)
     print(f"wrote {options.out}")
@@ -93,6 +99,39 @@ def benchmark(sizes: Sequence[int]) -> dict[str, Any]:
         "growth_exponents": _growth(cases),
         "fusing": fusing,
     }
+
+
+def bars(found: dict[str, Any]) -> list[Case]:
+    """Hold the measurements against the project's bars: line, figure, whether it is met."""
+    rows: list[Case] = []
+
+    def row(line: str, figure: str, met: bool) -> None:
+        rows.append({"line": line, "figure": figure, "met": met})
+
+    for label, limit in TIMEOUT_BARS.items():
+        at_90 = [c for c in found["cases"] if c["policy"] == label and c["load"] == LOADS[1]]
+        timeouts = [c["timeouts_per_request"] for c in at_90]
+        shown = " / ".join(f"{t:.1f}" for t in timeouts)
+        row(f"{label} at 90 %: timeouts a request <= {limit}", shown, max(timeouts) <= limit)
+        largest = at_90[-1]
+        size, mb = f"{largest['n']:,} requests", largest["peak_rss_bytes"] / 1e6
+        within = largest["cpu_s"] < MAX_CPU_S and mb < MAX_RSS_MB
+        row(f"{label} at 90 %: {size}", f"{largest['cpu_s']:.1f} s CPU, {mb:,.0f} MB", within)
+        over = [c for c in found["cases"] if c["policy"] == label and c["load"] == LOADS[2]]
+        slower = max(
+            a["us_per_request"] / b["us_per_request"] for a, b in zip(over, at_90, strict=True)
+        )
+        row(f"{label} at 120 %: <= 1.5 x the 90 % run", f"{slower:.2f}", slower <= MAX_OVERLOAD)
+    for growth in found["growth_exponents"]:
+        if growth["load"] == LOADS[1]:
+            exponent = growth["exponent"]
+            line = f"{growth['policy']} at 90 %: growth exponent in 0.95-1.05"
+            row(line, f"{exponent:.3f}", 0.95 <= exponent <= 1.05)
+    for case in found["fusing"]:
+        if case["load"] == LOADS[0]:
+            line = f"fusing, {case['policy']}, {case['instances']} instances at 50 %: ratio >= 2"
+            row(line, f"{case['ratio']:.2f}", case["ratio"] >= MIN_FUSING)
+    return rows
 
 
 def experiment(case: Case) -> Experiment:
@@ -210,6 +249,8 @@ def _print(found: dict[str, Any]) -> None:
     for row in found["fusing"]:
         where = f"{row['policy']}, {row['instances']} instances at {row['load']:.0%}"
         print(f"single steps / fused, {where}: {row['ratio']:.1f}")
+    for row in found["bars"]:
+        print(f"{'met' if row['met'] else 'MISSED':6}  {row['line']}: {row['figure']}")
 
 
 if __name__ == "__main__":

@@ -36,7 +36,9 @@ def test_fused_equals_step_by_step(policy):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("policy", policy_names())
-def test_fused_equals_step_by_step_400(policy):
+def test_fused_equals_step_by_step_400(policy, record_property):
+    figure = f"{FULL} random configurations, records, counters and steps identical"
+    record_property("evidence", f"fused = step by step, {policy}: {figure}")
     equal(policy, range(FULL))
 
 

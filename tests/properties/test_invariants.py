@@ -56,7 +56,9 @@ def test_invariants(policy):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("policy", policy_names())
-def test_invariants_100(policy):
+def test_invariants_100(policy, record_property):
+    figure = f"{SEEDS + EXAMPLES_SLOW} random runs"
+    record_property("evidence", f"invariants I1-I6, I9, I12, {policy}: {figure}")
     assert explore(policy, EXAMPLES_SLOW)
 
 

@@ -1,5 +1,7 @@
 """Routers before single servers, against queueing theory and against Ciw's router."""
 
+from collections.abc import Callable
+
 import ciw
 import numpy as np
 import pytest
@@ -18,6 +20,7 @@ from queueing import (
 
 STEPS = 10
 SERVICE_S = STEPS * STEP_S
+Record = Callable[[str, object], None]
 COUNT = 4
 LOADS = [0.6, 0.8]
 REQUESTS, REQUESTS_SLOW = 4000, 50_000
@@ -36,40 +39,46 @@ def measured(router: str, lengths: str, load: float, count: int) -> list[float]:
     return means
 
 
-def check_round_robin(load: float, count: int) -> None:
+def check_round_robin(load: float, count: int, record: Record) -> None:
     """Every c-th of Poisson arrivals: Erlang gaps."""
     low, high = interval(measured("round-robin", "fixed", load, count))
-    assert low <= erlang_arrivals(COUNT * load / SERVICE_S, SERVICE_S, COUNT) <= high
+    wanted = erlang_arrivals(COUNT * load / SERVICE_S, SERVICE_S, COUNT)
+    figure = f"E_{COUNT}/D/1 {wanted:.4g} s in [{low:.4g}, {high:.4g}], {REPLICATIONS} x {count:,}"
+    record("evidence", f"round robin, mean wait, rho {load}: {figure}")
+    assert low <= wanted <= high
 
 
-def check_random(lengths: str, load: float, count: int) -> None:
+def check_random(lengths: str, load: float, count: int, record: Record) -> None:
     """Poisson arrivals thinned at random: c independent M/G/1 queues."""
     mean_s, square_s2 = service_moments(lengths, STEPS)
     low, high = interval(measured("random", lengths, load, count))
-    assert low <= pollaczek_khinchine(load / SERVICE_S, mean_s, square_s2) <= high
+    wanted = pollaczek_khinchine(load / SERVICE_S, mean_s, square_s2)
+    figure = f"M/G/1 {wanted:.4g} s in [{low:.4g}, {high:.4g}], {REPLICATIONS} x {count:,}"
+    record("evidence", f"random routing, {lengths} output, mean wait, rho {load}: {figure}")
+    assert low <= wanted <= high
 
 
 @pytest.mark.parametrize("load", LOADS)
-def test_round_robin(load):
-    check_round_robin(load, REQUESTS)
+def test_round_robin(load, record_property):
+    check_round_robin(load, REQUESTS, record_property)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("load", [0.8, 0.9])
-def test_round_robin_50000(load):
-    check_round_robin(load, REQUESTS_SLOW)
+def test_round_robin_50000(load, record_property):
+    check_round_robin(load, REQUESTS_SLOW, record_property)
 
 
 @pytest.mark.parametrize("load", LOADS)
-def test_random(load):
-    check_random("fixed", load, REQUESTS)
+def test_random(load, record_property):
+    check_random("fixed", load, REQUESTS, record_property)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("lengths", ["fixed", "geometric"])
 @pytest.mark.parametrize("load", [0.8, 0.9])
-def test_random_50000(lengths, load):
-    check_random(lengths, load, REQUESTS_SLOW)
+def test_random_50000(lengths, load, record_property):
+    check_random(lengths, load, REQUESTS_SLOW, record_property)
 
 
 def test_erlang_formula():
@@ -132,7 +141,7 @@ def test_shortest_queue_joins_as_ciw_does(lengths):
     np.testing.assert_allclose(our_waits[:count], their_waits, rtol=0, atol=1e-9)
 
 
-def check_shortest_queue(load: float, count: int, ciw_count: int) -> None:
+def check_shortest_queue(load: float, count: int, ciw_count: int, record: Record) -> None:
     """Other streams of random numbers: overlapping intervals of the mean wait."""
     low, high = interval(measured("shortest-queue", "fixed", load, count))
     means = []
@@ -142,14 +151,16 @@ def check_shortest_queue(load: float, count: int, ciw_count: int) -> None:
         theirs, _ = ciw_served(gaps, ciw.dists.Deterministic(SERVICE_S), ciw_count)
         means.append(after_warm_up(theirs))
     ciw_low, ciw_high = interval(means)
+    figure = f"ours [{low:.4g}, {high:.4g}] s, Ciw [{ciw_low:.4g}, {ciw_high:.4g}] s"
+    record("evidence", f"join the shortest queue, mean wait, rho {load}: {figure}")
     assert low <= ciw_high
     assert ciw_low <= high
 
 
-def test_shortest_queue():
-    check_shortest_queue(0.8, REQUESTS, CIW_REQUESTS)
+def test_shortest_queue(record_property):
+    check_shortest_queue(0.8, REQUESTS, CIW_REQUESTS, record_property)
 
 
 @pytest.mark.slow
-def test_shortest_queue_50000():
-    check_shortest_queue(0.8, REQUESTS_SLOW, CIW_REQUESTS_SLOW)
+def test_shortest_queue_50000(record_property):
+    check_shortest_queue(0.8, REQUESTS_SLOW, CIW_REQUESTS_SLOW, record_property)

@@ -1,5 +1,7 @@
 """One request at a time: M/D/1, and M/G/1 after Pollaczek and Khinchine."""
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 from queueing import (
@@ -14,11 +16,12 @@ from queueing import (
     waits,
 )
 
+Record = Callable[[str, object], None]
 STEPS = 10
 REQUESTS, REQUESTS_SLOW = 4000, 50_000
 
 
-def check_wait(policy: str, lengths: str, load: float, count: int) -> None:
+def check_wait(policy: str, lengths: str, load: float, count: int, record: Record) -> None:
     mean_s, square_s2 = service_moments(lengths, STEPS)
     rate = load / mean_s
     means = []
@@ -26,22 +29,25 @@ def check_wait(policy: str, lengths: str, load: float, count: int) -> None:
         trace = poisson_trace(seed, lengths, rate, count, STEPS)
         means.append(after_warm_up(waits(trace, policy)))
     low, high = interval(means)
-    assert low <= pollaczek_khinchine(rate, mean_s, square_s2) <= high
+    wanted = pollaczek_khinchine(rate, mean_s, square_s2)
+    figure = f"analytic {wanted:.4g} s in [{low:.4g}, {high:.4g}], {REPLICATIONS} x {count:,}"
+    record("evidence", f"mean wait, {policy}, {lengths} output, rho {load}: {figure}")
+    assert low <= wanted <= high
 
 
 @pytest.mark.parametrize("load", [0.3, 0.6, 0.8])
 @pytest.mark.parametrize("lengths", ["fixed", "geometric"])
 @pytest.mark.parametrize("policy", SERVERS)
-def test_mean_wait(policy, lengths, load):
-    check_wait(policy, lengths, load, REQUESTS)
+def test_mean_wait(policy, lengths, load, record_property):
+    check_wait(policy, lengths, load, REQUESTS, record_property)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("load", [0.9])
 @pytest.mark.parametrize("lengths", ["fixed", "geometric"])
 @pytest.mark.parametrize("policy", SERVERS)
-def test_mean_wait_50000(policy, lengths, load):
-    check_wait(policy, lengths, load, REQUESTS_SLOW)
+def test_mean_wait_50000(policy, lengths, load, record_property):
+    check_wait(policy, lengths, load, REQUESTS_SLOW, record_property)
 
 
 @pytest.mark.parametrize("policy", SERVERS)

@@ -41,11 +41,38 @@ def test_the_table_can_be_printed(capsys):
     measured = bench.measure(CASE)
     fusing = [CASE | {"instances": 16, "ratio": 3.0}]
     growth = [{"policy": "static", "load": 0.5, "exponent": 1.0}]
-    bench._print({"cases": [measured], "growth_exponents": growth, "fusing": fusing})
+    bars = [{"line": "fusing", "figure": "1.9", "met": False}]
+    bench._print({"cases": [measured], "growth_exponents": growth, "fusing": fusing, "bars": bars})
     out = capsys.readouterr().out
     assert "continuous v0" in out
     assert "growth static at 50%: n^1.000" in out
     assert "16 instances at 90%: 3.0" in out
+    assert "MISSED  fusing: 1.9" in out
+
+
+def test_bars_are_met_or_missed():
+    cases = [
+        {
+            "policy": label,
+            "load": load,
+            "n": 10,
+            "cpu_s": 1.0,
+            "peak_rss_bytes": 5e8,
+            "us_per_request": 10.0 * load,
+            "timeouts_per_request": limit,
+        }
+        for label, limit in bench.TIMEOUT_BARS.items()
+        for load in bench.LOADS
+    ]
+    fusing = [{"policy": "static", "instances": 16, "load": 0.5, "ratio": 1.9}]
+    growth = [{"policy": "static", "load": 0.9, "exponent": 1.06}]
+    found = {"cases": cases, "fusing": fusing, "growth_exponents": growth}
+    assert {row["line"] for row in bench.bars(found) if not row["met"]} == {
+        "fusing, static, 16 instances at 50 %: ratio >= 2",
+        "static at 90 %: growth exponent in 0.95-1.05",
+    }
+    cases[1]["timeouts_per_request"] += 0.1
+    assert sum(not row["met"] for row in bench.bars(found)) == 3
 
 
 def test_a_case_that_fails_says_why():
