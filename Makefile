@@ -39,10 +39,13 @@ bench: setup ## requests per second and SimPy timeouts per request, 10k to 1M re
 evidence: setup ## run the slow proofs and write results/reference/evidence.md (< 40 min)
 	$(BIN)/python tests/evidence.py
 
+docs-pictures: setup ## draw the same ten requests under every policy (3 s)
+	$(BIN)/python docs/pictures.py
+
 gpu-test: setup ## tests that need a CUDA device
 	$(BIN)/python -m pytest -m gpu
 
 clean: ## remove .venv and everything generated
 	rm -rf .venv build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache $(OUT)
 
-.PHONY: help setup run test check test-slow mutate bench evidence gpu-test clean
+.PHONY: help setup run test check test-slow mutate bench evidence docs-pictures gpu-test clean

@@ -101,6 +101,7 @@ class Bucketserve(Policy):
     """
 
     Config = BucketserveConfig
+    assumes = "prompt lengths"
 
     def __init__(self, config: BucketserveConfig) -> None:
         self.former = BatchFormer(config)

@@ -88,6 +88,7 @@ class BucketserveOptimal(Policy):
     """
 
     Config = BucketserveOptimalConfig
+    assumes = "prompt lengths, prefill price"
 
     def __init__(self, config: BucketserveOptimalConfig) -> None:
         self.former = BatchFormer(config)

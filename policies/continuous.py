@@ -111,6 +111,7 @@ class Continuous(Policy):
     """
 
     Config = ContinuousConfig
+    assumes = "nothing (sjf: prompt lengths; edf: TTFT bounds)"
 
     def __init__(self, config: ContinuousConfig) -> None:
         self.v1 = config.scheduler == "v1"

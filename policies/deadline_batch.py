@@ -107,6 +107,7 @@ class DeadlineBatch(Policy):
     """
 
     Config = DeadlineBatchConfig
+    assumes = "prompt lengths, TTFT bounds, prefill price"
 
     def __init__(self, config: DeadlineBatchConfig) -> None:
         self.config = config

@@ -59,6 +59,7 @@ class Distserve(Policy):
     """
 
     Config = DistserveConfig
+    assumes = "prompt lengths"
 
     def __init__(self, config: DistserveConfig) -> None:
         self.max_num_batched_tokens: N = config.max_num_batched_tokens

@@ -58,6 +58,7 @@ class Orca(Policy):
     """
 
     Config = OrcaConfig
+    assumes = "the longest possible request"
 
     def __init__(self, config: OrcaConfig) -> None:
         self.max_num_seqs: N = config.max_num_seqs

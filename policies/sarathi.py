@@ -72,6 +72,7 @@ class Sarathi(Policy):
     """
 
     Config = SarathiConfig
+    assumes = "nothing; a budget chosen for the TBT bound"
 
     def __init__(self, config: SarathiConfig) -> None:
         self.max_num_batched_tokens: N = config.max_num_batched_tokens

@@ -87,6 +87,8 @@ class Splitwise(Policy):
     """
 
     Config = SplitwiseConfig
+    uses_predictions = True
+    assumes = "prompt lengths, predicted output lengths"
     places_decode: ClassVar[bool] = True
 
     def __init__(self, config: SplitwiseConfig) -> None:

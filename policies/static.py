@@ -60,6 +60,7 @@ class Static(Policy):
     """
 
     Config = StaticConfig
+    assumes = "nothing"
 
     def __init__(self, config: StaticConfig) -> None:
         self.max_batch_size: N = config.max_batch_size

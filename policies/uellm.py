@@ -136,6 +136,7 @@ class Uellm(Policy):
     """
 
     Config = UellmConfig
+    assumes = "E2E bounds, predicted output lengths"
     uses_predictions = True
 
     def __init__(self, config: UellmConfig) -> None:

@@ -1,6 +1,6 @@
 """Flips single lines of the engine and the policies; the tests must notice every flip.
 
-    python tests/mutate.py            all of them, two at a time (about a minute)
+    python tests/mutate.py            all of them, two at a time (about two minutes)
     python tests/mutate.py NAME ...   those whose name contains a word
 
 Each mutation is applied to a copy of the repository in a temporary folder, and the fastest tests
@@ -36,6 +36,12 @@ STATIC = "tests/golden/test_golden_static.py"
 LEAVING = "tests/golden/test_golden_leaving.py"
 CONTINUOUS_UNIT = "tests/unit/test_policy_continuous.py"
 ENGINE_UNIT = "tests/unit/test_core_engine.py"
+TRANSFER = "tests/golden/test_golden_transfer.py"
+SPLITWISE = "tests/golden/test_golden_splitwise.py"
+BUCKETSERVE = "tests/golden/test_golden_bucketserve.py"
+DEADLINE = "tests/golden/test_golden_deadline.py"
+UELLM = "tests/golden/test_golden_uellm.py"
+MIDPOINTS = "tests/unit/test_parts_buckets.py"
 
 
 @dataclass(frozen=True)
@@ -271,6 +277,168 @@ MUTATIONS = (
         "self._next += 1",
         "self._next += 0",
         ("tests/unit/test_core_routers.py",),
+    ),
+    # From prefill to decode: links, blocks, pipelines.
+    Mutation(
+        "transfers do not share a link",
+        "sim/core/links.py",
+        "least = min([t.work_fs for t in active]) * len(active)",
+        "least = min([t.work_fs for t in active])",
+        (TRANSFER,),
+    ),
+    Mutation(
+        "a shared link is one per pair",
+        "sim/core/links.py",
+        "(-1, -1) if self.shared else",
+        "(-1, -1) if False else",
+        (TRANSFER,),
+    ),
+    Mutation(
+        "transfers take no time",
+        "sim/core/links.py",
+        "work = self.latency_fs + size_bytes / self.bytes_per_s * FS_PER_S",
+        "work = 0.0",
+        (TRANSFER,),
+    ),
+    Mutation(
+        "transfer overlap ignored",
+        "sim/core/links.py",
+        "self.exposed = 1.0 - overlap",
+        "self.exposed = 1.0",
+        (SPLITWISE, TRANSFER),
+    ),
+    Mutation(
+        "source blocks are free when the transfer starts",
+        "sim/core/seats.py",
+        "            self.sim.links.start(request, self.sim.instances[request.source], self, now)",
+        "            source = self.sim.instances[request.source]\n"
+        "            source.free_blocks += request.held_blocks\n"
+        "            source.held_blocks -= request.held_blocks\n"
+        "            request.held_blocks = 0\n"
+        "            source.wake(now)\n"
+        "            self.sim.links.start(request, source, self, now)",
+        (TRANSFER,),
+    ),
+    Mutation(
+        "source blocks are never free again",
+        "sim/core/seats.py",
+        "self.free_blocks += request.held_blocks\n        self.held_blocks -=",
+        "self.free_blocks += 0\n        self.held_blocks -=",
+        (TRANSFER,),
+    ),
+    Mutation(
+        "pull does not ask can_accept",
+        "sim/core/seats.py",
+        "if not self.policy.can_accept(self, request):",
+        "if False:",
+        (TRANSFER,),
+    ),
+    Mutation(
+        "bridge is last in, first out",
+        "sim/core/seats.py",
+        "request = next(iter(self.bridge.values()))",
+        "request = next(reversed(self.bridge.values()))",
+        (TRANSFER, BUCKETSERVE),
+    ),
+    Mutation(
+        "ready requests are admitted twice",
+        "sim/core/seats.py",
+        "if self.ready.pop(request.id, None) is None:",
+        "if self.ready.get(request.id) is None:",
+        (TRANSFER,),
+    ),
+    Mutation(
+        "ready blocks only grow",
+        "sim/core/seats.py",
+        "self.ready_blocks -= request.held_blocks\n        self.running",
+        "self.ready_blocks -= 0\n        self.running",
+        (BUCKETSERVE, TRANSFER),
+    ),
+    Mutation(
+        "first token always from the prefill instance",
+        "sim/core/seats.py",
+        'self.sim.settings.first_token == "decode"',
+        "False",
+        (TRANSFER,),
+    ),
+    Mutation(
+        "pipeline stages are not shared",
+        "sim/core/pipeline.py",
+        "at = max(at, free[stage]) + share",
+        "at = at + share",
+        (TRANSFER,),
+    ),
+    # What policies are told.
+    Mutation(
+        "monitor without its delay",
+        "sim/core/monitor.py",
+        "self.messenger.at(now + self.delay_fs)",
+        "self.messenger.at(now)",
+        (BUCKETSERVE,),
+    ),
+    Mutation(
+        "predictor is always right",
+        "sim/core/predictors.py",
+        "if right:",
+        "if True:",
+        ("tests/unit/test_core_engine.py", "tests/unit/test_policy_uellm.py"),
+    ),
+    # Decisions of the policies with two pools, and of UELLM.
+    Mutation(
+        "distserve pulls whatever is ready",
+        "policies/parts/disaggregated.py",
+        "if view.ready_blocks >= ready_threshold * view.total_blocks:",
+        "if False:",
+        (BUCKETSERVE, "tests/unit/test_policy_bucketserve.py"),
+    ),
+    Mutation(
+        "distserve pulls at the ready threshold",
+        "policies/parts/disaggregated.py",
+        "view.ready_blocks >= ready_threshold",
+        "view.ready_blocks > ready_threshold",
+        (BUCKETSERVE, "tests/unit/test_policy_bucketserve.py"),
+    ),
+    Mutation(
+        "bucketserve: theta reached splits",
+        "policies/parts/midpoint.py",
+        "part / total > self.theta",
+        "part / total >= self.theta",
+        (MIDPOINTS,),
+    ),
+    Mutation(
+        "bucketserve: N_max waiting merges",
+        "policies/parts/midpoint.py",
+        "if queue.num_bucketed < self.limit",
+        "if queue.num_bucketed <= self.limit",
+        (MIDPOINTS,),
+    ),
+    Mutation(
+        "bucketserve: the long side splits",
+        "policies/parts/midpoint.py",
+        "if self.either else short",
+        "if self.either else total - short",
+        (MIDPOINTS,),
+    ),
+    Mutation(
+        "deadline-batch: nobody is lost",
+        "policies/deadline_batch.py",
+        "latest_start_s = self.former.latest_start_s if self.config.demote_lost else None",
+        "latest_start_s = None",
+        (DEADLINE,),
+    ),
+    Mutation(
+        "uellm: acceptance rule the other way",
+        "policies/uellm.py",
+        "config.overhead <= config.threshold_tokens",
+        "config.overhead > config.threshold_tokens",
+        (UELLM,),
+    ),
+    Mutation(
+        "uellm: generation is never cut",
+        "policies/uellm.py",
+        "max_new_tokens=self._cap(batch)",
+        "max_new_tokens=None",
+        (UELLM,),
     ),
 )
 

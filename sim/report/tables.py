@@ -83,6 +83,24 @@ SECTIONS: tuple[tuple[Row, ...], ...] = (
     ),
 )
 
+SIDE_BY_SIDE = 3
+"""Policies up to which a comparison has a column for each; more get a row each."""
+
+POLICY_COLUMNS = (
+    Row("goodput", "request_goodput", "req/s"),
+    Row("SLO", "slo_attainment", "%", 100),
+    Row("TTFT p50", "median_ttft_ms", "ms", steady=True),
+    Row("TTFT p99", "p99_ttft_ms", "ms", steady=True),
+    Row("TPOT p99", "p99_tpot_ms", "ms", steady=True),
+    Row("E2E p50", "median_e2el_ms", "ms", steady=True),
+    Row("GPU busy", "gpu_busy_frac", "%", 100),
+    Row("waste", "padding_waste", "%", 100),
+)
+"""What is shown of each policy when there are many; `comparison.json` has all."""
+
+COMPARED = Row("throughput", "request_throughput", "req/s")
+"""The figure whose paired difference from the baseline is shown then."""
+
 CLASS_COLUMNS = (
     Row("requests", "arrived"),
     Row("completed", "completed"),
@@ -107,9 +125,10 @@ def comparison_table(comparison: Mapping[str, Any]) -> RenderableType:
     """Return the table of a comparison: the baseline first, then the others with differences."""
     base = str(comparison["baseline"])
     labels = [base, *(label for label in comparison["policies"] if label != base)]
-    return _table(
-        {label: comparison["policies"][label] for label in labels}, comparison["differences"]
-    )
+    summaries = {label: comparison["policies"][label] for label in labels}
+    if len(labels) > SIDE_BY_SIDE:
+        return _policy_table(summaries, comparison["differences"])
+    return _table(summaries, comparison["differences"])
 
 
 def notices_text(notes: Sequence[str]) -> Text:
@@ -129,7 +148,6 @@ def number(value: float) -> str:
 
 def _table(summaries: Mapping[str, Summary], differences: Mapping[str, Any]) -> RenderableType:
     first = next(iter(summaries.values()))
-    heading = f"{first['model']} on {first['num_gpus']} x {first['gpu']}"
     table = Table("", "", box=SIMPLE_HEAD)
     for label in summaries:
         table.add_column(escape(label), justify="right")
@@ -150,10 +168,41 @@ def _table(summaries: Mapping[str, Summary], differences: Mapping[str, Any]) -> 
     for label, summary in summaries.items():
         verdicts += [summary["saturation"], ""] if label in differences else [summary["saturation"]]
     table.add_row(*verdicts)
-    lines = [_caption(first["n_replications"], bool(differences))]
+    notes = _footnotes(summaries, bool(differences))
+    return Group(_heading(first), table, *_class_table(summaries), notes)
+
+
+def _policy_table(
+    summaries: Mapping[str, Summary], differences: Mapping[str, Any]
+) -> RenderableType:
+    """Return a comparison of many policies: a row for each, and their classes."""
+    first = next(iter(summaries.values()))
+    table = Table("policy", box=SIMPLE_HEAD)
+    columns = [
+        c for c in POLICY_COLUMNS if any(not _missing(s.get(c.key)) for s in summaries.values())
+    ]
+    table.add_column(f"{COMPARED.title} [dim]{COMPARED.unit}[/]", justify="right")
+    table.add_column(f"against {escape(next(iter(summaries)))}", justify="right")
+    for column in columns:
+        table.add_column(f"{column.title} [dim]{column.unit}[/]", justify="right")
+    table.add_column("load")
+    for label, summary in summaries.items():
+        difference = differences.get(label, {}).get(COMPARED.key)
+        cells = [_value(COMPARED, summary), _difference(COMPARED, difference)]
+        cells += [_value(column, summary) + _mark(column, summary) for column in columns]
+        table.add_row(escape(label), *cells, str(summary["saturation"]))
+    return Group(_heading(first), table, *_class_table(summaries), _footnotes(summaries, True))
+
+
+def _heading(summary: Summary) -> Text:
+    return Text(f"{summary['model']} on {summary['num_gpus']} x {summary['gpu']}")
+
+
+def _footnotes(summaries: Mapping[str, Summary], compared: bool) -> Text:
+    lines = [_caption(next(iter(summaries.values()))["n_replications"], compared)]
     if any(_overloaded(summary) for summary in summaries.values()):
         lines.append("* overloaded: no steady state, the longer the run the larger")
-    return Group(Text(heading), table, *_class_table(summaries), Text("\n".join(lines)))
+    return Text("\n".join(lines))
 
 
 def _class_table(summaries: Mapping[str, Summary]) -> list[Table]:

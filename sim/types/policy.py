@@ -108,6 +108,8 @@ class Policy(abc.ABC):
 
     Config: ClassVar[type[Any]]
     name: ClassVar[str] = ""
+    assumes: ClassVar[str] = ""
+    """What it takes as known beyond arrivals and load, for `bucketsim policies`."""
 
     operation_counts: Mapping[str, N] = MappingProxyType({})
     """How often each operation of the policy ran, for the summary."""

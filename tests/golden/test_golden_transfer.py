@@ -1,0 +1,146 @@
+"""From prefill to decode by hand: links and their contention, back-pressure, pipelines.
+
+Costs: a prefill step lasts 1 s, a decode step 1 s, whatever they hold. One KV token is 10 MB, so a
+prompt of 100 tokens is 1 GB.
+"""
+
+import numpy as np
+import pytest
+
+from policies.continuous import Continuous, ContinuousConfig
+from policies.distserve import Distserve, DistserveConfig
+from sim.core.pipeline import Pipeline
+from sim.core.simulation import simulate
+from sim.core.spec import InstanceSpec, Settings
+from sim.costs.simple import AffineCost
+from sim.types import Trace
+
+COST = AffineCost(prefill_base_s=1.0, decode_base_s=1.0)
+GB = 1e9
+
+
+def trace(*rows):
+    arrival, prompts, outputs = zip(*rows, strict=True)
+    return Trace(np.array(prompts), np.array(outputs), np.array(arrival, dtype=float))
+
+
+def spec(role, blocks=1000, **options):
+    return InstanceSpec(COST, blocks, 1, role=role, kv_token_bytes=10_000_000, **options)
+
+
+def both_modes(requests, specs, config=None, **options):
+    """Run fused and step by step; return the columns, which must agree."""
+    found = []
+    for fuse in (True, False):
+        policy = Distserve(config or DistserveConfig(padded=False, ready_threshold=1.0))
+        settings = Settings(fuse_steps=fuse, link_bytes_per_s=10 * GB, **options)
+        found.append(simulate(requests, policy, specs, settings).requests)
+    for name, values in found[0].items():
+        np.testing.assert_array_equal(values, found[1][name], err_msg=name)
+    return found[0]
+
+
+def near(column, *wanted):
+    np.testing.assert_allclose(column, wanted, rtol=0, atol=1e-12)
+
+
+def test_two_transfers_share_a_link():
+    # Both prompts are prefilled in one batch until 1 s; 1 GB each over one link of 10 GB/s, each at
+    # half the bandwidth: both end at 1.2 s. They join together: tokens 2 and 3 at 2.2 and 3.2 s.
+    record = both_modes(trace((0, 100, 3), (0, 100, 3)), [spec("prefill"), spec("decode")])
+    near(record["prefill_end_s"], 1.0, 1.0)
+    near(record["first_token_s"], 1.0, 1.0)
+    near(record["transfer_start_s"], 1.0, 1.0)
+    near(record["transfer_end_s"], 1.2, 1.2)
+    near(record["finish_s"], 3.2, 3.2)
+
+
+def test_two_links_do_not():
+    # Two prefill and two decode instances, requests in turn: a link each, 0.1 s.
+    specs = [spec("prefill"), spec("prefill"), spec("decode"), spec("decode")]
+    requests = trace((0, 100, 3), (0, 100, 3))
+    record = both_modes(requests, specs, router="round-robin", decode_router="round-robin")
+    near(record["transfer_end_s"], 1.1, 1.1)
+    near(record["finish_s"], 3.1, 3.1)
+    # The same instances on one shared link.
+    shared = both_modes(
+        requests, specs, router="round-robin", decode_router="round-robin", link_shared=True
+    )
+    near(shared["transfer_end_s"], 1.2, 1.2)
+
+
+def test_a_transfer_that_starts_later_slows_the_first():
+    # A leaves at 1 s alone: 2 GB. B's prompt (prefilled 1 to 2 s, for A's batch held A only) leaves
+    # at 2 s, when A is long gone. With 0.05 of the bandwidth (0.5 GB/s) they meet instead: A has
+    # moved 0.5 GB of 2 when B starts at 2 s; at half speed each, B's 0.5 GB take 2 s (until 4 s),
+    # A has moved 1 GB by then and finishes its last 1 GB alone in 2 s: 6 s.
+    requests = trace((0, 200, 2), (0, 50, 2))
+    config = DistserveConfig(padded=False, ready_threshold=1.0, max_num_batched_tokens=200)
+    found = []
+    for fuse in (True, False):
+        settings = Settings(fuse_steps=fuse, link_bytes_per_s=0.5 * GB)
+        policy = Distserve(config)
+        found.append(
+            simulate(requests, policy, [spec("prefill"), spec("decode")], settings).requests
+        )
+    for record in found:
+        near(record["prefill_end_s"], 1.0, 2.0)
+        near(record["transfer_start_s"], 1.0, 2.0)
+        near(record["transfer_end_s"], 6.0, 4.0)
+
+
+def test_latency_and_overlap():
+    # Half the transfer is hidden behind the prefill: 0.05 s, after 0.25 s of latency.
+    requests, specs = trace((0, 100, 2)), [spec("prefill"), spec("decode")]
+    record = both_modes(requests, specs, link_latency_s=0.25, link_overlap=0.5)
+    near(record["transfer_end_s"], 1.3)
+
+
+def test_first_token_from_the_decode_instance():
+    # vLLM's proxy: the decode instance emits token 1, after transfer (1.1 s) and one step.
+    requests, specs = trace((0, 100, 3)), [spec("prefill"), spec("decode")]
+    record = both_modes(requests, specs, first_token="decode")
+    near(record["first_token_s"], 2.1)
+    near(record["finish_s"], 4.1)
+
+
+def test_back_pressure():
+    # The decode instance holds 120 tokens, each request needs 100 + 3. The first decodes from 1.1
+    # to 4.1 s (tokens 2 to 4); only then is the second pulled, in 0.1 s. Its KV stays on the
+    # prefill side meanwhile, which has room for one prompt and a half: the third waits for it.
+    specs = [spec("prefill", 150), spec("decode", 120)]
+    requests = trace((0, 100, 4), (0, 100, 4), (0, 100, 4))
+    record = both_modes(requests, specs)
+    # Prefill: 0-1; the first's blocks are free at 1.1, 1.1-2.1; the second's at 4.2, 4.2-5.2.
+    near(record["prefill_start_s"], 0.0, 1.1, 4.2)
+    near(record["transfer_start_s"], 1.0, 4.1, 7.2)
+    near(record["transfer_end_s"], 1.1, 4.2, 7.3)
+    near(record["finish_s"], 4.1, 7.2, 10.3)
+
+
+def test_a_pipeline_of_two_stages():
+    # Prefill 4 s, decode 2 s, half of it in each stage. Requests 0 and 2 run on lane 0, 1 on lane
+    # 1, whole prompts first. Stage 1 | stage 2:
+    #   lane 0 prefills 0:        0-2 | 2-4
+    #   lane 1 prefills 1:        2-4 | 4-6    (stage 1 was busy until 2)
+    #   lane 0 prefills 2:        4-6 | 6-8
+    #   lane 1 decodes 1:         6-7 | 8-9    (stage 2 was busy until 8); done
+    #   lane 0 decodes 0 and 2:   8-9 | 9-10   2 is done
+    #   lane 0 decodes 0:       10-11 | 11-12  0 is done
+    cost = AffineCost(prefill_base_s=4.0, decode_base_s=2.0)
+    lanes = [InstanceSpec(cost, 100, 16, pipeline=0, stages=2) for _ in range(2)]
+    requests = trace((0, 10, 3), (0, 10, 2), (1, 10, 2))
+    for fuse in (True, False):
+        policy = Continuous(ContinuousConfig(scheduler="v0"))
+        record = simulate(requests, policy, lanes, Settings(fuse_steps=fuse)).requests
+        assert record["prefill_instance"].tolist() == [0, 1, 0]
+        near(record["prefill_start_s"], 0, 2, 4)
+        near(record["prefill_end_s"], 4, 6, 8)
+        near(record["finish_s"], 12, 9, 10)
+
+
+@pytest.mark.parametrize(("stages", "duration"), [(2, 7), (3, 10), (4, 1)])
+def test_stages_share_a_step_to_the_last_femtosecond(stages, duration):
+    pipeline = Pipeline(stages)
+    assert pipeline.enter(5, duration) == 5 + duration
+    assert pipeline.free_fs[-1] == 5 + duration
