@@ -30,7 +30,7 @@ check: setup ## lint, format, types and the import contracts
 test-slow: setup ## the full counts of every bar (< 30 min on 2 cores)
 	$(BIN)/python -m pytest -m slow
 
-mutate: setup ## flip about 20 lines; every flip must be caught (< 5 min)
+mutate: setup ## flip some 50 lines; every flip must be caught (< 5 min)
 	$(BIN)/python tests/mutate.py
 
 bench: setup ## requests per second and SimPy timeouts per request, 10k to 1M requests (about 5 min)

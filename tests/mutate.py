@@ -181,8 +181,8 @@ MUTATIONS = (
     Mutation(
         "horizon counts the step under way",
         "sim/core/instance.py",
-        "self.first_fs, self.increment_fs) - 1\n",
-        "self.first_fs, self.increment_fs)\n",
+        "self.first_fs, self.increment_fs) - 1\n            if steps > 0:",
+        "self.first_fs, self.increment_fs)\n            if steps > 0:",
         (LEAVING,),
     ),
     Mutation(
@@ -210,8 +210,8 @@ MUTATIONS = (
     Mutation(
         "blocks of a finished request are kept",
         "sim/core/seats.py",
-        "self.free_blocks += request.held_blocks",
-        "self.free_blocks += 0",
+        "self.free_blocks += request.held_blocks\n        request.held_blocks = 0",
+        "self.free_blocks += 0\n        request.held_blocks = 0",
         (STEPS,),
     ),
     Mutation(
@@ -245,9 +245,16 @@ MUTATIONS = (
     Mutation(
         "queue tokens grow for ever",
         "sim/types/queues.py",
-        "self.tokens -= request.target_tokens",
-        "self.tokens -= 0",
+        "del self._items[request.id]\n        self.tokens -= request.target_tokens",
+        "del self._items[request.id]",
         ("tests/unit/test_types_queues.py",),
+    ),
+    Mutation(
+        "tokens of a sorted queue grow for ever",
+        "sim/types/queues.py",
+        "self.tokens -= request.target_tokens\n        if self._front",
+        "if self._front",
+        ("tests/unit/test_types_queues.py", "tests/unit/test_policy_ordering.py"),
     ),
     Mutation(
         "padded batch priced at the sum",
@@ -338,7 +345,7 @@ MUTATIONS = (
         "sim/core/seats.py",
         "request = next(iter(self.bridge.values()))",
         "request = next(reversed(self.bridge.values()))",
-        (TRANSFER, BUCKETSERVE),
+        ("tests/studies/test_bridge.py",),
     ),
     Mutation(
         "ready requests are admitted twice",
@@ -381,7 +388,7 @@ MUTATIONS = (
         "sim/core/predictors.py",
         "if right:",
         "if True:",
-        ("tests/unit/test_core_engine.py", "tests/unit/test_policy_uellm.py"),
+        ("tests/studies/test_predictors.py",),
     ),
     # Decisions of the policies with two pools, and of UELLM.
     Mutation(

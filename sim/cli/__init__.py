@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
-from sim.cli import catalogue, study, workload
+from sim.cli import capacity, catalogue, study, workload
 
 DONE, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
 
@@ -25,6 +25,7 @@ app = typer.Typer(
 )
 app.command("run")(study.run)
 app.command("compare")(study.compare)
+app.command("capacity")(capacity.capacity)
 app.command("policies")(catalogue.policies)
 app.command("profiles")(catalogue.profiles)
 app.command("cite")(catalogue.cite)

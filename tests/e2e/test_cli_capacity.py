@@ -1,0 +1,111 @@
+"""`bucketsim capacity --placement` as a user calls it."""
+
+import json
+
+import pytest
+
+from sim.cli import main
+
+CONFIG = """
+cluster: {gpu: a100-80gb, count: 3, model: opt-13b, profile: distserve}
+policy: distserve
+workload:
+  source: alpaca
+  num_requests: 60
+  max_model_len: 2048
+  arrivals: {process: poisson, rate: 30}
+slo: {ttft_ms: 60, tpot_ms: 40}
+"""
+
+
+@pytest.fixture
+def cli(capsys):
+    def run(*arguments):
+        status = main(["capacity", *[str(a) for a in arguments]])
+        return status, *capsys.readouterr()
+
+    return run
+
+
+@pytest.fixture
+def config(tmp_path):
+    path = tmp_path / "config.yaml"
+    path.write_text(CONFIG)
+    return path
+
+
+@pytest.mark.parametrize("algorithm", ["high", "low"])
+def test_a_placement_is_found_and_shown(cli, config, algorithm):
+    status, out, err = cli(config, "--placement", "--algorithm", algorithm)
+    assert status == 0
+    assert "req/s per GPU" in out
+    assert "placement for 30 requests/s" in out
+    assert "its attainment there" in out
+    assert out.count("chosen") == (2 if algorithm == "high" else 1)
+    assert "skipped" in err
+    assert "cluster.count is 3" in err
+
+
+def test_json_is_one_object_and_repeats(cli, config):
+    arguments = (config, "--placement", "--json", "--rate", 50, "--gpus-per-node", 2)
+    status, out, _ = cli(*arguments)
+    found = json.loads(out)
+    assert status == 0
+    assert (found["rate_per_s"], found["gpus_per_node"], found["attainment"]) == (50, 2, 0.9)
+    assert found["num_skipped"] == len(found["skipped"]) > 0
+    assert all(s["reason"] for s in found["skipped"])
+    chosen = found["placement"]
+    prefill = next(
+        c
+        for c in found["candidates"]
+        if c["phase"] == "prefill" and c["prefill"] == chosen["prefill"]
+    )
+    capacity = prefill["goodput_per_gpu_per_s"] * prefill["gpus"]
+    assert (chosen["prefill_instances"] - 1) * capacity < 50
+    assert chosen["prefill_instances"] * capacity >= 50
+    assert set(found["attainment_at_rate"]) == {"ttft", "tpot", "total"}
+    assert cli(*arguments)[1] == out
+
+
+def test_targets_out_of_reach_fail_after_the_table(cli, config):
+    status, out, err = cli(config, "slo.ttft_ms=1", "--placement", "--max-rate", 2, "--width", 1)
+    assert status == 1
+    assert "none" in out
+    assert "placement for" not in out
+    assert "no layout reaches an attainment of 0.9" in err.splitlines()[-1]
+
+
+def test_the_placement_serves_the_rate_when_run(cli, config, capsys):
+    chosen = json.loads(cli(config, "--placement", "--algorithm", "low", "--json")[1])
+    pools = ",".join(
+        f"{{role: {role}, instances: {chosen['placement'][f'{role}_instances']}, "
+        f"tp: {chosen['placement'][role]['tp']}, pp: {chosen['placement'][role]['pp']}}}"
+        for role in ("prefill", "decode")
+    )
+    count = chosen["placement"]["gpus"]
+    status = main(
+        ["run", str(config), "--json", f"cluster.pools=[{pools}]", f"cluster.count={count}"]
+    )
+    summary = json.loads(capsys.readouterr().out)
+    assert status == 0
+    assert summary["slo_attainment"] == chosen["attainment_at_rate"]["total"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ((), "capacity by bisection comes with a later release; use --placement"),
+        (("slo.ttft_ms=null", "--placement"), "slo.ttft_ms is missing"),
+        (("slo.tpot_ms=null", "--placement"), "slo.tpot_ms is missing"),
+        (("policy=continuous", "--placement"), "'continuous' has no prefill and decode instances"),
+        (("--placement", "--algorithm", "middle"), "'middle'"),
+        (("--placement", "--attainment", "2"), "--attainment: 2; valid"),
+        (("--placement", "--rate", "-1"), "--rate: -1"),
+        (("cluster.model=gpt-0", "--placement"), "gpt-0"),
+    ],
+)
+def test_bad_input_is_one_line(cli, config, arguments, said):
+    status, out, err = cli(config, *arguments)
+    assert (status, out) == (2, "")
+    assert said in err
+    assert err.count("\n") == 1
