@@ -45,6 +45,9 @@ _REQUEST_DTYPE = np.dtype(
 
 PACK_STEP = struct.Struct("<dqqqqiiiiiiiiiib?").pack
 """Packs one row of `STEP_DTYPE`."""
+
+PACK_STATIC_DECODE = struct.Struct("<dqq8xqii12xii8xib?").pack
+"""The same without lead, prefill and odd gaps, which static decode steps do not have."""
 STEP_DTYPE = np.dtype(
     [
         ("start_s", "<f8"),

@@ -205,13 +205,13 @@ class Simulation:
         instance = self.only
         if instance is None:
             instance = self.instances[self.policy.route(request, self.cluster)]
-        if instance.hands_over:
-            fits = request.input_len < instance.max_tokens and total <= self.decode_tokens
-        else:
-            fits = total <= instance.max_tokens
-        if not fits:
-            self.reject(request, None)
-            return
+            if instance.hands_over:
+                fits = request.input_len < instance.max_tokens and total <= self.decode_tokens
+            else:
+                fits = total <= instance.max_tokens
+            if not fits:
+                self.reject(request, None)
+                return
         instance.enqueue(request)
         if self.aborts is not None:
             self.aborts.watch(request)

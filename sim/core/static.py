@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from sim.core.records import PACK_STEP, STATIC_DECODE, STATIC_PREFILL
+from sim.core.records import PACK_STATIC_DECODE, PACK_STEP, STATIC_DECODE, STATIC_PREFILL
 from sim.types import FS_PER_S, N, Request, RunToCompletion
 from sim.types.request import WAITING
 
@@ -174,21 +174,15 @@ class StaticBatch:
                     steps = min(steps, -((kv - piece.kv_end) // charged))
             first = piece.base_fs + piece.slope_fs * kv
             increment = piece.slope_fs * charged
-            log.rows += PACK_STEP(
+            log.rows += PACK_STATIC_DECODE(
                 end / FS_PER_S,
                 first,
                 increment,
-                0,
                 kv,
                 steps,
                 instance.id,
-                0,
-                0,
-                0,
                 charged,
                 self._surviving(ended) if self.crashes else count - ended,
-                0,
-                0,
                 self.queue_at_start,
                 STATIC_DECODE,
                 piece.extrapolated,
