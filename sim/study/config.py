@@ -171,7 +171,7 @@ class RunConfig(Section):
     """How often and how long."""
 
     seed: int = Field(0, ge=0, description="root of all random streams")
-    replications: int = Field(1, ge=1, le=10_000, description="independent repetitions")
+    replications: int = Field(5, ge=1, le=10_000, description="independent repetitions")
     stop: Literal["drain", "horizon"] = Field(
         "drain", description="end when all requests have left, or at horizon_s"
     )

@@ -57,12 +57,12 @@ def test_run_prints_a_table_and_notices(cli, config):
     status, out, err = cli("run", config, "policy=static")
     assert status == 0
     assert "TTFT p99" in out
-    assert "n=1, no interval" in out
+    assert "n=5 replications" in out
     assert "note: step times of llama-2-13b" in err
 
 
 def test_json_is_one_object_on_stdout(cli, config):
-    status, out, _ = cli("run", config, "policy=static", "--json")
+    status, out, _ = cli("run", config, "policy=static", "run.replications=1", "--json")
     assert status == 0
     summary = json.loads(out)
     assert (summary["completed"], summary["n_replications"]) == (40, 1)

@@ -29,7 +29,7 @@ def test_three_sections_are_enough(load):
     assert [(p.name, p.label, p.params.max_batch_size) for p in config.policies] == [
         ("static", "static", 4)
     ]
-    assert (config.run.replications, config.engine.fuse_steps) == (1, True)
+    assert (config.run.replications, config.engine.fuse_steps) == (5, True)
 
 
 @pytest.mark.parametrize(

@@ -144,7 +144,7 @@ def test_saturation_rate_of_a_trace_draws_from_it(tmp_path):
         {"workload": arrivals("closed", concurrency=4, think_s=1)},
         {"workload": arrivals("all-at-once")},
         {"workload": arrivals("ramp", rate=1, end_rate=4, ramp_s=20)},
-        {"run": {"stop": "horizon", "horizon_s": 15.0, "warmup_s": 5.0}},
+        {"run": {"stop": "horizon", "horizon_s": 15.0, "warmup_s": 5.0, "replications": 1}},
         {"slo": {"ttft_ms": 100, "abort_after_s": 5}},
         {"engine": {"fuse_steps": False}},
         {"cluster": {"count": 3}, "engine": {"router": "power-of-two"}},
