@@ -13,6 +13,7 @@ from sim.types import FS_PER_S, N, Policy, to_fs
 from sim.types.monitor import InstanceSample, Snapshot
 
 if TYPE_CHECKING:
+    from sim.core.arrivals import Arrivals
     from sim.core.instance import Instance
 
 
@@ -24,11 +25,16 @@ class Monitor:
     """
 
     def __init__(
-        self, env: simpy.Environment, policy: Policy, instances: Sequence[Instance]
+        self,
+        env: simpy.Environment,
+        policy: Policy,
+        instances: Sequence[Instance],
+        arrivals: Arrivals,
     ) -> None:
         self.env = env
         self.policy = policy
         self.instances = instances
+        self.arrivals = arrivals
         self.period_fs = to_fs(policy.monitor_period_s)
         self.delay_fs = to_fs(policy.monitor_delay_s)
         self.sampler = Timer(env, self.sample, MONITOR)
@@ -37,8 +43,6 @@ class Monitor:
         self.arrived: N = 0
         """Requests that have arrived since the last sample."""
         self.arrived_tokens: N = 0
-        self.expecting = True
-        """Whether requests are still to come."""
 
     def start(self) -> None:
         """Sample at time 0 and then every period."""
@@ -54,7 +58,8 @@ class Monitor:
         self.on_its_way.append((now + self.delay_fs, Snapshot(now / FS_PER_S, samples, rate, mean)))
         self.messenger.at(now + self.delay_fs)
         self.arrived = self.arrived_tokens = 0
-        if self.expecting or any(i.outstanding for i in self.instances):
+        expecting = self.arrivals.next_row < self.arrivals.count
+        if expecting or any(i.outstanding for i in self.instances):
             timer.at(now + self.period_fs)
 
     def deliver(self, timer: Timer) -> None:

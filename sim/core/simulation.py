@@ -137,12 +137,6 @@ class Simulation:
             settings.link_overlap,
         )
         self.source = None if trace.source is None else trace.source.tolist()
-        self.monitor: Monitor | None = None
-        if policy.monitor_period_s > 0:
-            self.monitor = Monitor(self.env, policy, self.instances)
-        self.annotate = bool(
-            settings.ttft_slo_s or settings.e2e_slo_s or settings.predictor or self.monitor
-        )
         self.arrivals: Arrivals
         self.closed: ClosedArrivals | None = None
         if settings.concurrency is not None:
@@ -154,6 +148,12 @@ class Simulation:
             if trace.arrival_s is None:
                 raise ValueError("the trace has no arrival times and no closed loop is configured")
             self.arrivals = OpenArrivals(self, self.env, trace.arrival_s.tolist())
+        self.monitor: Monitor | None = None
+        if policy.monitor_period_s > 0:
+            self.monitor = Monitor(self.env, policy, self.instances, self.arrivals)
+        self.annotate = bool(
+            settings.ttft_slo_s or settings.e2e_slo_s or settings.predictor or self.monitor
+        )
         self.aborts: Aborts | None = None
         if settings.abort_after_s is not None:
             self.aborts = Aborts(self.env, self.instances, settings.abort_after_s)
@@ -230,7 +230,6 @@ class Simulation:
         if self.monitor is not None:
             self.monitor.arrived += 1
             self.monitor.arrived_tokens += request.input_len
-            self.monitor.expecting = row + 1 < len(self.input_len)
 
     def leave(self, request: Request, instance: Seats, now: int, emitted: N) -> None:
         """Record a request that has emitted its last token (or whose client has gone)."""

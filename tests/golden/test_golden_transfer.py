@@ -7,6 +7,7 @@ prompt of 100 tokens is 1 GB.
 import numpy as np
 import pytest
 
+from policies.bucketserve import Bucketserve, BucketserveConfig
 from policies.continuous import Continuous, ContinuousConfig
 from policies.distserve import Distserve, DistserveConfig
 from sim.core.pipeline import Pipeline
@@ -144,3 +145,15 @@ def test_stages_share_a_step_to_the_last_femtosecond(stages, duration):
     pipeline = Pipeline(stages)
     assert pipeline.enter(5, duration) == 5 + duration
     assert pipeline.free_fs[-1] == 5 + duration
+
+
+def test_a_monitor_stops_when_the_last_request_is_rejected():
+    # A prompt of 900 tokens fits no decode instance of 500: rejected on arrival, the last one, and
+    # nothing is left to sample for.
+    requests = trace((0, 100, 2), (1, 900, 2))
+    config = BucketserveConfig(nmax_length="mean", monitor_period_s=0.5, padded=False)
+    settings = Settings(link_bytes_per_s=10 * GB)
+    specs = [spec("prefill"), spec("decode", 500)]
+    record = simulate(requests, Bucketserve(config), specs, settings)
+    assert record.requests["status"].tolist() == ["finished", "rejected"]
+    assert record.events["events"] < 50
