@@ -99,6 +99,7 @@ class RequestLog:
 
     def add(self, request: Request, finish_fs: int, emitted: N, status: int) -> None:
         """Append the row of `request`; times of -1 did not happen."""
+        moved = request.transfer_start_fs >= 0
         self._rows += _PACK_REQUEST(
             request.id,
             emitted,
@@ -112,8 +113,8 @@ class RequestLog:
             request.deadline_s,
             request.prefill_start_fs / FS_PER_S,
             request.prefill_end_fs / FS_PER_S,
-            request.transfer_start_fs / FS_PER_S,
-            request.transfer_end_fs / FS_PER_S,
+            request.transfer_start_fs / FS_PER_S if moved else -1.0,
+            request.transfer_end_fs / FS_PER_S if moved else -1.0,
             request.first_token_fs / FS_PER_S,
             finish_fs / FS_PER_S,
         )
