@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import islice
 from typing import Literal
 
 from policies.base import (
@@ -10,7 +11,6 @@ from policies.base import (
     N,
     Plan,
     Policy,
-    Request,
     RunToCompletion,
     View,
     Wait,
@@ -71,17 +71,12 @@ class Static(Policy):
 
     def plan(self, view: View) -> Plan | None:
         """Form a batch from the head of the queue, or wait for more requests."""
-        batch: list[Request] = []
-        size = self.max_batch_size
-        for request in view.waiting:
-            if not batch:
-                size = max(size >> request.retries, 1)
-            batch.append(request)
-            if len(batch) == size:
-                break
-        if not batch:
+        head = next(iter(view.waiting), None)
+        if head is None:
             return None
-        due_s = batch[0].arrival_s + self.fill_timeout_s
+        size = max(self.max_batch_size >> head.retries, 1)
+        batch = list(islice(view.waiting, size))
+        due_s = head.arrival_s + self.fill_timeout_s
         if len(batch) < size and view.now_s < due_s:
             return Wait(due_s)
         return RunToCompletion(batch, self.padded, self.release, self.finished_rows)

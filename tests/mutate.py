@@ -110,8 +110,8 @@ MUTATIONS = (
     Mutation(
         "static: no halving after out of memory",
         "policies/static.py",
-        "size >> request.retries",
-        "size",
+        "self.max_batch_size >> head.retries",
+        "self.max_batch_size",
         (STATIC,),
     ),
     # Time: spans, order of events, arrivals.
