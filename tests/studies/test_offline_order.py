@@ -67,7 +67,7 @@ def offline(max_output_len):
                     "max_output_len": max_output_len,
                     "arrivals": {"process": "all-at-once"},
                 },
-                "run": {"seed": seed},
+                "run": {"seed": seed, "replications": 1},
             },
             "test",
         )
