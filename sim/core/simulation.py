@@ -52,6 +52,13 @@ def simulate(
     return Simulation(trace, policy, specs, settings).run()
 
 
+def _check_roles(roles: list[str]) -> None:
+    if roles != sorted(roles, key=ROLE_ORDER.index):
+        raise ValueError(f"prefill pools come first and decode pools last, not {roles}")
+    if ("decode" in roles) != ("prefill" in roles):
+        raise ValueError(f"prefill and decode pools need each other, got {roles}")
+
+
 class Aborts:
     """Clients that give up a constant time after arrival: a queue, in order of arrival."""
 
@@ -107,11 +114,7 @@ class Simulation:
         self.preemptions_swap: N = 0
         self.pipelines: dict[N, Pipeline] = {}
         self.instances = [Instance(i, s, policy, self, self.env) for i, s in enumerate(specs)]
-        roles = [i.role for i in self.instances]
-        if roles != sorted(roles, key=ROLE_ORDER.index):
-            raise ValueError(f"prefill pools come first and decode pools last, not {roles}")
-        if ("decode" in roles) != ("prefill" in roles):
-            raise ValueError(f"prefill and decode pools need each other, got {roles}")
+        _check_roles([i.role for i in self.instances])
         self.only = self.instances[0] if len(specs) == 1 else None
         anywhere = policy.places_decode
         self.tells = anywhere
@@ -138,17 +141,8 @@ class Simulation:
             settings.link_overlap,
         )
         self.source = None if trace.source is None else trace.source.tolist()
-        self.arrivals: Arrivals
-        self.closed: ClosedArrivals | None = None
-        if settings.concurrency is not None:
-            self.closed = ClosedArrivals(
-                self, self.env, len(trace), settings.concurrency, settings.think_s
-            )
-            self.arrivals = self.closed
-        else:
-            if trace.arrival_s is None:
-                raise ValueError("the trace has no arrival times and no closed loop is configured")
-            self.arrivals = OpenArrivals(self, self.env, trace.arrival_s.tolist())
+        self.arrivals = self._new_arrivals()
+        self.closed = self.arrivals if isinstance(self.arrivals, ClosedArrivals) else None
         self.monitor: Monitor | None = None
         if policy.monitor_period_s > 0:
             self.monitor = Monitor(self.env, policy, self.instances, self.arrivals)
@@ -158,6 +152,16 @@ class Simulation:
         self.aborts: Aborts | None = None
         if settings.abort_after_s is not None:
             self.aborts = Aborts(self.env, self.instances, settings.abort_after_s)
+
+    def _new_arrivals(self) -> Arrivals:
+        trace, settings = self.trace, self.settings
+        if settings.concurrency is not None:
+            return ClosedArrivals(
+                self, self.env, len(trace), settings.concurrency, settings.think_s
+            )
+        if trace.arrival_s is None:
+            raise ValueError("the trace has no arrival times and no closed loop is configured")
+        return OpenArrivals(self, self.env, trace.arrival_s.tolist())
 
     def run(self) -> RunRecord:
         """Run until all requests have left, or to the horizon."""
