@@ -334,6 +334,20 @@ MUTATIONS = (
         (TRANSFER,),
     ),
     Mutation(
+        "a pull in mid-span leaves the span as long as it was",
+        "sim/core/instance.py",
+        "            self._end_span_after(step + left)\n        return False",
+        "        return False",
+        (TRANSFER,),
+    ),
+    Mutation(
+        "a pull in mid-span is one step late",
+        "sim/core/instance.py",
+        "self.pull_step = step\n",
+        "self.pull_step = step = step + 1\n",
+        (TRANSFER,),
+    ),
+    Mutation(
         "pull does not ask can_accept",
         "sim/core/seats.py",
         "if not self.policy.can_accept(self, request):",

@@ -68,7 +68,11 @@ class Instance(Seats):
         "plans",
         "prefill_requests",
         "prefill_tokens",
+        "pull_fs",
+        "pull_step",
+        "pulls_within",
         "queue_at_start",
+        "settled",
         "start_fs",
         "start_s",
         "static",
@@ -88,6 +92,10 @@ class Instance(Seats):
         self.activity = IDLE
         self.end_fs = -1
         """When the timer is due; a firing at any other time is superseded."""
+        self.pull_fs = -1
+        """When the span under way stops to pull from the bridge; it goes on after that."""
+        self.pull_step: N = 0
+        """The step of the span that ends then."""
         self.aborts: list[Request] = []
         self.static: StaticBatch | None = None
         self.plans: N = 0
@@ -99,6 +107,10 @@ class Instance(Seats):
         self.increment_fs = 0
         self.lead_fs = 0
         self.n_steps: N = 0
+        self.settled: N = 0
+        """Steps of the span that are accounted for already."""
+        self.pulls_within = False
+        """Whether nothing bounds its plan, so that a pull does not end it."""
         self.batch: N = 0
         self.veterans: N = 0
         self.odd_waits: list[int] = []
@@ -118,9 +130,11 @@ class Instance(Seats):
         """A step, a span or a wait has ended, or the idle instance was woken."""
         timer.callbacks = timer.armed
         now: int = self.env._now  # type: ignore[assignment]
-        if now != self.end_fs:
+        if now != self.end_fs and (now != self.pull_fs or not self._pull_within(now)):
             return
-        self.end_fs = -1
+        self.end_fs = self.pull_fs = -1
+        if self.executor is not None:
+            self.executor.look()
         if self.activity == STEPPING:
             self._settle(now, self.n_steps)
         elif self.static is not None and not self.static.advance(now):
@@ -153,6 +167,37 @@ class Instance(Seats):
                 steps_to_cover(now - self.start_fs, self.first_fs, self.increment_fs)
             )
 
+    def bridged(self, now: int) -> None:
+        """A prefilled request has joined the bridge: pull when the step under way ends.
+
+        A pull ends the span only if its plan has bounds, which free blocks may move.
+        """
+        if self.activity != STEPPING or not self.pulls_within or self.cut:
+            self.wake(now)
+            return
+        step = steps_to_cover(now - self.start_fs, self.first_fs, self.increment_fs)
+        if step < self.n_steps:
+            self.pull_step = step
+            self.pull_fs = self.start_fs + step * self.first_fs
+            self.pull_fs += self.increment_fs * (step * (step - 1) // 2)
+            self.timer.at(self.pull_fs)
+
+    def _pull_within(self, now: int) -> bool:
+        """Pull in mid-span, at the end of a step; True if the batch cannot grow any further."""
+        step = self.pull_step
+        self._account(step)
+        self.pull_fs = -1
+        self.now_s = now / FS_PER_S
+        self.pull(now)
+        left = self.n_steps - step
+        if self.free_blocks < self.batch * (left // self.block_size + 1):
+            left = min(left, self.steps_until_free_below(0))
+            if left == 0:
+                self.n_steps = step
+                return True
+            self._end_span_after(step + left)
+        return False
+
     def abort(self, request: Request, now: int) -> None:
         """The client has gone: drop a waiting request now, a running one at the step's end."""
         request.aborted = True
@@ -183,10 +228,11 @@ class Instance(Seats):
         self.timer.at(self.end_fs)
 
     def steps_ended(self, now: int) -> N:
-        """Decode steps of the span under way that have ended before `now`."""
+        """Decode steps that have ended before `now` and are not accounted for yet."""
         if self.activity != STEPPING or not self.batch:
             return 0
-        return steps_to_cover(now - self.start_fs, self.first_fs, self.increment_fs) - 1
+        ended = steps_to_cover(now - self.start_fs, self.first_fs, self.increment_fs) - 1
+        return max(ended - self.settled, 0)
 
     # -- deciding ---------------------------------------------------------------------------
 
@@ -267,6 +313,7 @@ class Instance(Seats):
             if plan.max_steps is not None and plan.max_steps < limit:
                 limit = max(plan.max_steps, 1)
         self._launch_decode(now, limit)
+        self.pulls_within = limit > 1 and plan.max_steps is None and plan.until_s is None
         if plan.until_s is not None and self.n_steps > 1:
             self._end_span_after(
                 steps_to_cover(to_fs_ceil(plan.until_s) - now, self.first_fs, self.increment_fs)
@@ -291,6 +338,8 @@ class Instance(Seats):
         while kv >= piece.kv_end and piece.next is not None:
             piece = piece.next
         first = piece.base_fs + piece.slope_fs * kv
+        if self.executor is not None:
+            first = self.executor.step((), self.decoding(), False)
         if limit > 1:
             if self.free_blocks < batch * (limit // self.block_size + 1):
                 limit = min(limit, self.steps_until_free_below(0))
@@ -314,6 +363,7 @@ class Instance(Seats):
         self.first_fs = first
         self.increment_fs = increment
         self.n_steps = steps
+        self.settled = 0
         self.batch = batch
         self.queue_at_start = self.num_waiting
         self.cut = False
@@ -417,7 +467,10 @@ class Instance(Seats):
         self.padded_tokens = charged
         self.extrapolated = self.cost.extrapolates(charged, batch)
         kv = self.kv_tokens if batch else 0
-        first = self.cost.step(count, charged, context, quad, batch, kv) + self.delay_fs
+        first = self.cost.step(count, charged, context, quad, batch, kv)
+        if self.executor is not None:
+            first = self.executor.step(chunks, self.decoding() if batch else (), padded)
+        first += self.delay_fs
         self.delay_fs = 0
         self._launch(now, 1, first, 0, batch)
         return True
@@ -442,7 +495,7 @@ class Instance(Seats):
             self.first_fs,
             self.increment_fs,
             self.lead_fs,
-            self.kv_tokens + self.partial_tokens,
+            self.kv_tokens - self.settled * batch + self.partial_tokens,
             steps,
             self.id,
             self.prefill_requests,
@@ -458,12 +511,7 @@ class Instance(Seats):
         )
         if batch:
             self.last_emit_fs = now
-            if steps == 1:
-                self.free_blocks -= self.phases[-self.steps % self.block_size]
-            else:
-                self.free_blocks -= self.growth_over(steps)
-            self.steps += steps
-            self.kv_tokens += steps * batch
+            self._account(steps)
             if odd_waits:
                 self.log.gaps_fs += [wait + self.first_fs for wait in odd_waits]
                 self.odd_waits = []
@@ -477,6 +525,17 @@ class Instance(Seats):
                 self.quit(request)
                 self.release(request)
                 self.sim.leave(request, self, now, request.emitted)
+
+    def _account(self, step: N) -> None:
+        """Let the batch have grown until the end of the span's step `step` (from 1)."""
+        steps = step - self.settled
+        if steps == 1:
+            self.free_blocks -= self.phases[-self.steps % self.block_size]
+        elif steps:
+            self.free_blocks -= self.growth_over(steps)
+        self.settled = step
+        self.steps += steps
+        self.kv_tokens += steps * self.batch
 
     def _end_chunks(self, now: int) -> None:
         for request, tokens in self.chunks:

@@ -49,7 +49,10 @@ class Link:
         self, request: Request, source: Seats, target: Seats, size_bytes: float, now: int
     ) -> None:
         """Start moving `size_bytes` of a request's KV."""
-        self._progress(now)
+        if self.active:
+            self._progress(now)
+        else:
+            self.settled_fs = now
         work = self.latency_fs + size_bytes / self.bytes_per_s * FS_PER_S
         self.active.append(Transfer(request, source, target, work))
         self._schedule(now)
@@ -78,10 +81,9 @@ class Link:
 
     def _progress(self, now: int) -> None:
         """Account for the time since the last change."""
-        if self.active:
-            share = (now - self.settled_fs) / len(self.active)
-            for transfer in self.active:
-                transfer.work_fs -= share
+        share = (now - self.settled_fs) / len(self.active)
+        for transfer in self.active:
+            transfer.work_fs -= share
         self.settled_fs = now
 
     def _schedule(self, now: int) -> None:

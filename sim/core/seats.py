@@ -35,6 +35,7 @@ class Seats(View):
 
     __slots__ = (
         "delay_fs",
+        "executor",
         "finishing",
         "hands_over",
         "in_transfer",
@@ -68,6 +69,7 @@ class Seats(View):
         """Whether a prompt's end asks the policy where the request decodes."""
         self.sim = sim
         self.log: StepLog = sim.steps
+        self.executor = sim.settings.executor
         self.output_len = sim.output_len
         self.max_tokens: N = min(spec.max_model_len, spec.total_blocks * spec.block_size + 1)
         """Longest prompt + output served; the last output token is never cached."""
@@ -180,6 +182,10 @@ class Seats(View):
         else:
             self.join(request, request.target_tokens)
 
+    def decoding(self) -> list[Request]:
+        """Return the decoding batch."""
+        return [request for request in self.running.values() if request.state == DECODING]
+
     # -- from prefill to decode -------------------------------------------------------------
 
     def hand_over(self, request: Request, now: int) -> None:
@@ -214,7 +220,7 @@ class Seats(View):
         target.outstanding_tokens += request.input_len
         # An instance of lower index has planned at this instant already (or will find out only
         # when its span is cut here): for it the request comes just after.
-        target.wake(now if target.id > self.id else now + 1)
+        target.bridged(now if target.id > self.id else now + 1)
 
     def pull(self, now: int) -> None:
         """Accept requests from the head of the bridge while the policy agrees."""
@@ -391,6 +397,10 @@ class Seats(View):
     @abc.abstractmethod
     def wake(self, now: int) -> None:
         """Something changed: plan as soon as possible."""
+
+    @abc.abstractmethod
+    def bridged(self, now: int) -> None:
+        """A prefilled request has joined the bridge: pull as soon as possible."""
 
     def broken(self, what: str) -> PlanError:
         """Return the error for a plan that breaks the contract."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from sim.core.executor import Executor
 from sim.core.predictors import LengthPredictor
 from sim.types import CostModel, N
 
@@ -80,6 +81,7 @@ class Settings:
         ttft_slo_s: TTFT bound of each source of the trace, by index; -1 none; empty: no bounds.
         e2e_slo_s: end-to-end bound likewise.
         predictor: tells policies an output length; None tells 0.
+        executor: runs the steps for real, with `fuse_steps` off; None: they are priced.
         first_token: `prefill` (the first token leaves when the prompt is done) or `decode` (the
             decode instance emits it after the transfer and one step, as vLLM's P/D proxy does).
     """
@@ -104,7 +106,10 @@ class Settings:
         ttft_slo_s: Sequence[float] = (),
         e2e_slo_s: Sequence[float] = (),
         predictor: LengthPredictor | None = None,
+        executor: Executor | None = None,
     ) -> None:
+        if executor is not None and fuse_steps:
+            raise ValueError("an executor runs step by step: fuse_steps must be False")
         self.fuse_steps = fuse_steps
         self.padding = padding
         self.router = router
@@ -123,6 +128,7 @@ class Settings:
         self.ttft_slo_s = ttft_slo_s
         self.e2e_slo_s = e2e_slo_s
         self.predictor = predictor
+        self.executor = executor
 
     def padded(self, wanted: bool) -> bool:
         """Whether a prompt batch is padded on this engine."""

@@ -113,6 +113,9 @@ class StaticBatch:
         instance = self.instance
         quad = sum([n * n for n in self.lens])
         duration = instance.cost.step(len(self.lens), self.kv, self.kv, quad, 0, 0)
+        if instance.executor is not None:
+            chunks = [(r, r.target_tokens) for r in self.requests]
+            duration = instance.executor.step(chunks, (), self.padded)
         self.end_fs = self.prefill_end_fs = now + duration
         instance.log.rows += PACK_STEP(
             now / FS_PER_S,
@@ -174,6 +177,9 @@ class StaticBatch:
                     steps = min(steps, -((kv - piece.kv_end) // charged))
             first = piece.base_fs + piece.slope_fs * kv
             increment = piece.slope_fs * charged
+            if instance.executor is not None:
+                decodes = [request for _, request, _ in rows[count - charged :]]
+                first = instance.executor.step((), decodes, self.padded)
             log.rows += PACK_STATIC_DECODE(
                 end / FS_PER_S,
                 first,

@@ -149,7 +149,8 @@ class Policy(abc.ABC):
         """Whether a decode instance pulls the head of its bridge queue now.
 
         Asked at the instance's step ends and while it is idle. The answer must not turn from no
-        to yes while decode steps only shrink the free blocks.
+        to yes while decode steps only shrink the free blocks. A pull in mid-span is no reason to
+        ask for a new plan, unless the plan under way has bounds (`max_steps`, `until_s`).
         """
         return view.blocks_for(request.prefilled) <= view.free_blocks - view.growth_blocks
 

@@ -119,6 +119,40 @@ def test_back_pressure():
     near(record["finish_s"], 4.1, 7.2, 10.3)
 
 
+def test_a_pull_in_mid_span_does_not_end_it():
+    # A decodes from 1.1 s in steps of 1 s. B is prefilled from 2.05 to 3.05 s; it is pulled when
+    # the step under way ends, at 3.1, is there at 3.2 and joins at the next step end, 4.1: A's
+    # first three steps stay one span.
+    requests = trace((0, 100, 8), (2.05, 100, 3))
+    specs = [spec("prefill"), spec("decode")]
+    record = both_modes(requests, specs)
+    near(record["transfer_start_s"], 1.0, 3.1)
+    near(record["transfer_end_s"], 1.1, 3.2)
+    near(record["finish_s"], 8.1, 6.1)
+    policy = Distserve(DistserveConfig(padded=False, ready_threshold=1.0))
+    steps = simulate(requests, policy, specs, Settings(link_bytes_per_s=10 * GB)).steps
+    decodes = steps[steps["instance"] == 1]
+    near(decodes["start_s"], 1.1, 4.1, 6.1)
+    assert decodes["n_steps"].tolist() == [3, 2, 2]
+    assert decodes["kv_tokens"].tolist() == [100, 203, 105]
+
+
+def test_a_pull_in_mid_span_takes_the_room_to_grow():
+    # A copy takes 4 s, the decode side has 204 blocks of one token. A is there at 5 s; B is
+    # prefilled from 5.05 to 6.05 and pulled at 7, when A caches 102: 2 blocks are left, and at 9 s
+    # A (104 tokens cached, 5 emitted) cannot grow and is evicted. Its 105 tokens do not fit beside
+    # B, who arrives at 11, emits 2 and 3 and leaves at 13. A is recomputed until 14 (token 6).
+    requests = trace((0, 100, 8), (5.05, 100, 3))
+    for fuse in (True, False):
+        policy = Distserve(DistserveConfig(padded=False, ready_threshold=1.0))
+        settings = Settings(fuse_steps=fuse, link_bytes_per_s=0.25 * GB)
+        specs = [spec("prefill"), spec("decode", 204)]
+        record = simulate(requests, policy, specs, settings).requests
+        near(record["transfer_start_s"], 1.0, 7.0)
+        near(record["finish_s"], 16.0, 13.0)
+        assert record["preemptions"].tolist() == [1, 0]
+
+
 def test_a_pipeline_of_two_stages():
     # Prefill 4 s, decode 2 s, half of it in each stage. Requests 0 and 2 run on lane 0, 1 on lane
     # 1, whole prompts first. Stage 1 | stage 2:

@@ -35,7 +35,7 @@ def test_growth_is_the_slope_of_logarithms():
 def test_every_policy_load_and_size_is_a_case():
     labels = (*bench.POLICIES, *bench.OTHERS)
     cases = list(bench._cases((10, 20, 30), dict.fromkeys(labels, 1.0)))
-    assert len(cases) == 3 * 3 * 3 + len(bench.OTHERS) * 2
+    assert len(cases) == 3 * 3 * 3 + len(bench.OTHERS) * 3
     assert {c["policy"] for c in cases} - {"continuous v0", "continuous v1"} <= set(names())
     assert set(names()) <= {c["policy"].split()[0] for c in cases}
     assert bench.experiment(cases[0] | {"instances": 16}).cluster.count == 16
