@@ -39,6 +39,35 @@ bench: setup ## requests per second and SimPy timeouts per request, 10k to 1M re
 evidence: setup ## run the slow proofs and write results/reference/evidence.md (< 40 min)
 	$(BIN)/python tests/evidence.py
 
+calibrate: setup ## measure, fit and replay a tiny model on the CPU (< 3 min, < 2 GB)
+	$(BIN)/bucketsim calibrate measure --model tiny-llama --device cpu --out $(OUT)/calibrate
+	$(BIN)/bucketsim calibrate fit $(OUT)/calibrate
+	$(BIN)/bucketsim calibrate replay $(OUT)/calibrate --device cpu --out $(OUT)/calibrate/replay
+
+# A GPU machine may have torch but no network: `make wheelhouse` where there is one, copy the tree.
+MODEL := llama-2-13b
+DEVICE := $(shell nvidia-smi --query-gpu=name --format=csv,noheader 2>/dev/null | head -1 | sed 's/NVIDIA //' | tr 'A-Z ' 'a-z-')
+GPU_OUT = results/reference/$(or $(DEVICE),gpu)/$(MODEL)
+GPU_PYTHON = $(if $(wildcard wheelhouse/*.whl),PYTHONPATH=.:wheelhouse/site $(PYTHON),$(BIN)/python)
+calibrate-gpu: $(if $(wildcard wheelhouse/*.whl),wheelhouse/site,setup) ## the same for MODEL=llama-2-13b on a CUDA GPU (< 9 min)
+	$(GPU_PYTHON) -m sim.cli calibrate measure --model $(MODEL) --device cuda --out $(GPU_OUT)
+	$(GPU_PYTHON) -m sim.cli calibrate fit $(GPU_OUT)
+	$(GPU_PYTHON) -m sim.cli calibrate replay $(GPU_OUT) --device cuda --out $(GPU_OUT)
+
+wheelhouse/site: $(wildcard wheelhouse/*.whl)
+	$(PYTHON) -m pip install --quiet --no-index --no-deps --target $@ wheelhouse/*.whl
+
+WHEEL_PYTHON := 3.12
+wheelhouse: setup ## collect the wheels that a GPU machine without network lacks (3 MiB)
+	$(BIN)/python -m pip download --quiet --no-deps --only-binary :all: --python-version $(WHEEL_PYTHON) \
+		--platform manylinux2014_x86_64 -c constraints.txt -d wheelhouse \
+		simpy pydantic pydantic_core joblib annotated-types typing-inspection typing_extensions
+
+TABLES := ../shared/data/profiles
+profiles: setup ## fit the shipped profiles to operator tables in TABLES (4 min)
+	for gpu in a100-80gb h100 h200 rtx-4090 rtx-pro-6000; do \
+		$(BIN)/bucketsim calibrate fit --operators $(TABLES) --gpu $$gpu --out sim/costs/profiles || exit; done
+
 docs-pictures: setup ## draw the same ten requests under every policy (3 s)
 	$(BIN)/python docs/pictures.py
 
@@ -48,4 +77,5 @@ gpu-test: setup ## tests that need a CUDA device
 clean: ## remove .venv and everything generated
 	rm -rf .venv build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache $(OUT)
 
-.PHONY: help setup run test check test-slow mutate bench evidence docs-pictures gpu-test clean
+.PHONY: help setup run test check test-slow mutate bench evidence calibrate calibrate-gpu wheelhouse \
+	profiles docs-pictures gpu-test clean

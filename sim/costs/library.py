@@ -11,6 +11,9 @@ from sim.types import BadInput
 
 PROFILE_DIR = Path(__file__).parent / "profiles"
 
+MOST_LISTED = 12
+"""Profiles that an error names."""
+
 
 def list_profiles() -> list[Profile]:
     """Return every shipped profile, by model, GPU, layout and engine."""
@@ -76,7 +79,10 @@ def _missing(model: str, gpu: str, tp: int, pp: int, name: str) -> BadInput:
     ]
     scope, there = next(scope for scope in scopes if scope[1])
     wanted = "" if name == "auto" else f" named '{name}'"
+    shown = ", ".join(there[:MOST_LISTED])
+    if len(there) > MOST_LISTED:
+        shown += f" and {len(there) - MOST_LISTED} more (`bucketsim profiles`)"
     return BadInput(
         f"no profile{wanted} for {_layout(model, gpu, tp, pp)}; for {scope} there is: "
-        f"{', '.join(there)}; --roofline works for any pair (not measured)"
+        f"{shown}; --roofline works for any pair (not measured)"
     )

@@ -148,12 +148,23 @@ class FittedRange(_Frozen):
     kv_tokens: Range | None = None
 
 
+class PhaseError(_Frozen):
+    """Error on the points of one phase, or on steps composed of several."""
+
+    points: int = Field(gt=0)
+    median_abs_frac: float = Field(ge=0, description="median |predicted/measured - 1|")
+    p95_abs_frac: float = Field(ge=0)
+    mean_abs_frac: float = Field(ge=0)
+    bias_frac: float = Field(description="mean predicted/measured - 1")
+
+
 class HeldOutError(_Frozen):
     """Error on points left out of the fit."""
 
     points: int = Field(gt=0)
     mean_abs_frac: float = Field(ge=0, description="mean |predicted/measured - 1|")
     bias_frac: float = Field(0.0, description="mean predicted/measured - 1")
+    phases: dict[str, PhaseError] = Field({}, description="of prefill, decode, mixed ... steps")
 
 
 class Profile(_Frozen):

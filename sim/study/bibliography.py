@@ -251,6 +251,13 @@ BIBTEX = r"""
   archivePrefix = {arXiv},
 }
 
+@misc{nvidia2025aiconfigurator,
+  title = {{AIConfigurator}},
+  author = {{NVIDIA}},
+  year = {2025},
+  url = {https://github.com/ai-dynamo/aiconfigurator},
+}
+
 @misc{jiang2023mistral,
   title = {{Mistral 7B}},
   author = {Jiang, Albert Q. and Sablayrolles, Alexandre and Mensch, Arthur and others},
@@ -270,6 +277,8 @@ MARKS = {
     "patel2024splitwise": ("Mutinifni/splitwise-sim",),
     "he2024uellm": ("HYIUYOU/UELLM",),
     "agrawal2024vidur": ("microsoft/vidur",),
+    "cho2024llmservingsim": ("casys-kaist/LLMServingSim",),
+    "nvidia2025aiconfigurator": ("ai-dynamo/aiconfigurator",),
     "yu2022orca": ('"Orca", OSDI 2022',),
     "jagadish1998histograms": ("Jagadish et al., VLDB 1998",),
 }

@@ -29,6 +29,7 @@ MODELS = {
     "qwen3-": "qwen2025qwen3",
     "codellama-": "roziere2023codellama",
     "mistral-": "jiang2023mistral",
+    "tiny-llama": "touvron2023llama2",  # the architecture; no checkpoint
 }
 """How the names of a family begin -> key."""
 

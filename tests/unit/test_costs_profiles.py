@@ -139,7 +139,7 @@ def test_kv_capacity(model, gpu, tp, tokens):
 
 def test_shipped_profiles_are_consistent():
     profiles = list_profiles()
-    assert len(profiles) == 18
+    assert sum(p.engine != "vllm-operators" for p in profiles) == 18
     layouts = {(p.model, p.gpu, p.tp, p.pp) for p in profiles}
     for profile in profiles:
         assert profile.model in models()
@@ -151,11 +151,11 @@ def test_shipped_profiles_are_consistent():
         built = instance_cost(profile.model, profile.gpu, profile.tp, profile_name=profile.name)
         assert built.profile is profile
         assert built.max_step_tokens >= 2048
-        assert prefill_ms(built.cost, 1) > 10
+        assert prefill_ms(built.cost, 1) > 1
         assert prefill_ms(built.cost, 2048) > prefill_ms(built.cost, 1024)
     for layout in layouts:
         assert sum(p.default for p in profiles if (p.model, p.gpu, p.tp, p.pp) == layout) == 1
-    assert len({profile_hash(p) for p in profiles}) == 18
+    assert len({profile_hash(p) for p in profiles}) == len(profiles)
 
 
 def test_names():
@@ -168,10 +168,13 @@ def test_names():
 @pytest.mark.parametrize(
     ("arguments", "texts"),
     [
-        (("opt-13b", "a100-80gb", 8), ["opt-13b on a100-80gb tp 8", "tp4_distserve", "--roofline"]),
-        (("opt-13b", "h100", 1), ["opt-13b on h100", "opt-13b_a100-80gb_tp1_vllm"]),
-        (("qwen3-32b", "a100-40gb", 4), ["for a100-40gb there is: llama-2-13b_a100-40gb_tp1"]),
-        (("qwen3-32b", "h200", 1), ["other models and GPUs", "opt-66b_a100-80gb_tp8_distserve"]),
+        (
+            ("opt-13b", "a100-80gb", 5),
+            ["opt-13b on a100-80gb tp 5", "tp4_distserve", "--roofline"],
+        ),
+        (("opt-13b", "l40s", 1), ["opt-13b on l40s", "opt-13b_a100-80gb_tp1_vllm"]),
+        (("gpt", "a100-40gb", 4), ["for a100-40gb there is: llama-2-13b_a100-40gb_tp1"]),
+        (("gpt", "tpu", 1), ["other models and GPUs", "codellama-34b_a100-80gb_tp1", "more (`"]),
         (("opt-13b", "a100-80gb", 1, 2), ["tp 1 pp 2"]),
         (("opt-13b", "a100-80gb", 1, 1, "sglang"), ["named 'sglang'", "tp1_distserve"]),
         (

@@ -1,0 +1,164 @@
+"""Real against simulated: errors per figure, as a table and as a picture."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+METRICS = {"ttft": "TTFT", "tpot": "TPOT", "e2el": "E2E latency"}
+PERCENTILES = {"p50": 50, "p90": 90}
+MS_PER_S = 1e3
+
+MEAN_BAR, TAIL_BAR, OVER_BAR = 0.03, 0.07, 0.05
+"""Largest errors: mean TPOT and E2E, TTFT and p90, and all that counts at 100 %."""
+
+REAL, SIMULATED, REPEATED = "real", "simulated", "repeated"
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A figure of one policy at one load on both sides.
+
+    Attributes:
+        policy: its name.
+        load: share of the saturation rate.
+        figure: `mean_ttft_ms` and so on, `request_throughput`.
+        real: on the device.
+        simulated: by the simulator.
+        repeated: on the device once more; NaN where that was not done.
+    """
+
+    policy: str
+    load: float
+    figure: str
+    real: float
+    simulated: float
+    repeated: float
+
+    @property
+    def error(self) -> float:
+        """Simulated against real, a fraction."""
+        return self.simulated / self.real - 1
+
+    @property
+    def spread(self) -> float:
+        """Repeated against real, a fraction: what the device itself varies by."""
+        return self.repeated / self.real - 1
+
+    @property
+    def bar(self) -> float | None:
+        """Largest error allowed, a fraction; None where the figure is only printed."""
+        of_means = self.figure in ("mean_tpot_ms", "mean_e2el_ms")
+        if self.load >= 1:
+            return OVER_BAR if of_means or self.figure == "request_throughput" else None
+        if of_means:
+            return MEAN_BAR
+        return TAIL_BAR if self.figure == "mean_ttft_ms" or "p90" in self.figure else None
+
+
+def latencies_ms(rows: pd.DataFrame) -> pd.DataFrame:
+    """Return TTFT, TPOT and E2E of finished requests, milliseconds (columns of `METRICS`)."""
+    done = rows[rows["status"] == "finished"]
+    e2e = done["finish_s"] - done["arrival_s"]
+    ttft = done["first_token_s"] - done["arrival_s"]
+    gaps = (done["emitted_tokens"] - 1).where(done["emitted_tokens"] > 1)
+    columns = {"ttft": ttft, "tpot": (e2e - ttft) / gaps, "e2el": e2e}
+    return pd.DataFrame(columns) * MS_PER_S
+
+
+def figures(rows: pd.DataFrame) -> dict[str, float]:
+    """Return the figures that are compared: `mean_ttft_ms` and so on, `request_throughput`."""
+    found = {}
+    latencies = latencies_ms(rows)
+    for metric in METRICS:
+        values = latencies[metric].dropna().to_numpy()
+        found[f"mean_{metric}_ms"] = float(np.mean(values))
+        for name, rank in PERCENTILES.items():
+            found[f"{name}_{metric}_ms"] = float(np.percentile(values, rank))
+    done = rows[rows["status"] == "finished"]
+    found["request_throughput"] = len(done) / float(done["finish_s"].max())
+    return found
+
+
+def same_requests(real: pd.DataFrame, simulated: pd.DataFrame) -> bool:
+    """Whether both sides served the same requests to the same end."""
+    keys = ["request_id", "arrival_s", "input_len", "output_len", "emitted_tokens", "status"]
+    return real[keys].reset_index(drop=True).equals(simulated[keys].reset_index(drop=True))
+
+
+def compare(table: pd.DataFrame) -> list[Difference]:
+    """Return the figures of both sides for every policy and load.
+
+    Args:
+        table: `requests.parquet` of a replay: the columns of a record and `policy load side`.
+    """
+    found = []
+    cases = table[["policy", "load"]].drop_duplicates()
+    for policy, load in zip(cases["policy"].tolist(), cases["load"].tolist(), strict=True):
+        runs = table[(table["policy"] == policy) & (table["load"] == load)]
+        real, simulated, repeated = (
+            figures(part) if len(part) else {}
+            for side in (REAL, SIMULATED, REPEATED)
+            for part in (runs[runs["side"] == side],)
+        )
+        found += [
+            Difference(policy, load, name, real[name], simulated[name], repeated.get(name, np.nan))
+            for name in real
+        ]
+    return found
+
+
+def markdown(found: Sequence[Difference], about: Sequence[str]) -> str:
+    """Return `diff.md`: what was replayed, then one table per policy and load."""
+    lines = ["# Real against simulated", "", *about]
+    case = None
+    for row in found:
+        if (row.policy, row.load) != case:
+            case = (row.policy, row.load)
+            lines += ["", f"## {row.policy} at {row.load:.0%} of the saturation rate", ""]
+            lines += ["| figure | real | simulated | error | bar | real again |"]
+            lines += ["|---|" + "--:|" * 5]
+        verdict = "" if row.bar is None else "met" if abs(row.error) <= row.bar else "MISSED"
+        bar = "" if row.bar is None else f"{verdict}, {row.bar:.0%}"
+        again = "" if np.isnan(row.repeated) else f"{row.spread:+.1%}"
+        lines.append(
+            f"| {row.figure} | {row.real:.4g} | {row.simulated:.4g} | {row.error:+.1%} "
+            f"| {bar} | {again} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def draw(table: pd.DataFrame, title: str, path: Path) -> None:
+    """Draw the distributions of TTFT, TPOT and E2E, real and simulated, a row per policy."""
+    from matplotlib.figure import Figure
+
+    policies = list(dict.fromkeys(table["policy"]))
+    loads = sorted(set(table["load"]))
+    chart = Figure(figsize=(10, 2.6 * len(policies) + 0.9), layout="constrained")
+    axes = chart.subplots(len(policies), len(METRICS), squeeze=False)
+    colours = dict(zip(loads, ("#0072b2", "#e69f00", "#d55e00", "#555555"), strict=False))
+    for row, policy in zip(axes, policies, strict=True):
+        for axis, metric in zip(row, METRICS, strict=True):
+            for load in loads:
+                for side, style in ((REAL, "-"), (SIMULATED, "--")):
+                    chosen = (table["policy"] == policy) & (table["load"] == load)
+                    values = latencies_ms(table[chosen & (table["side"] == side)])[metric].dropna()
+                    share = np.arange(1, len(values) + 1) / len(values)
+                    label = f"{side}, {load:.0%}"
+                    axis.plot(
+                        np.sort(values), share, style, color=colours[load], label=label, lw=1.4
+                    )
+            axis.set_xlabel(f"{METRICS[metric]} [ms]")
+            axis.set_ylim(0, 1.01)
+            axis.grid(alpha=0.3)
+            if metric == "ttft":
+                axis.set_xscale("log")
+        row[0].set_ylabel(f"{policy}\nshare of requests")
+    handles, labels = axes[0][0].get_legend_handles_labels()
+    chart.legend(handles, labels, loc="outside lower center", ncols=len(loads) * 2, frameon=False)
+    chart.suptitle(title, fontsize=11)
+    chart.savefig(path, dpi=130)
