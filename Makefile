@@ -19,7 +19,7 @@ run: setup ## compare static with continuous batching on 4 GPUs: a table and a p
 	$(BIN)/bucketsim compare examples/sharegpt.yaml --policies static,continuous --out $(OUT)/run
 
 test: setup ## the fast tests: what CI runs (< 2 min after the installs)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto
 
 check: setup ## lint, format, types and the import contracts
 	$(BIN)/ruff check .

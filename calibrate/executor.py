@@ -60,8 +60,7 @@ class DeviceExecutor(Executor):
         began_s = self._now_s()
         sampled, timing = self._runner.step(pieces, [r.id for r in decodes])
         ran_ms = (self._now_s() - began_s) * MS_PER_S
-        waited_ms = max(timing.wall_ms - ran_ms, 0.0)
-        own = Timing(timing.device_ms - waited_ms, ran_ms)
+        own = timing.without_waits(ran_ms)
         for request, tokens in chunks:
             if request.prefilled + tokens < request.target_tokens:
                 del sampled[request.id]  # the middle of a prompt: nothing is emitted

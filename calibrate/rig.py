@@ -125,7 +125,7 @@ class DeviceRig:
             return self.runner.step(chunks, decodes)[1]
         began_s = thread_time()
         timing = self.runner.step(chunks, decodes)[1]
-        return _without_waits(timing, MS_PER_S * (thread_time() - began_s))
+        return timing.without_waits(MS_PER_S * (thread_time() - began_s))
 
     def clear(self) -> None:
         """Give back the pages of the last point."""
@@ -153,12 +153,6 @@ class DeviceRig:
     def _pretend(self, sequence: int, cached: int) -> None:
         self.runner.pretend(sequence, cached)
         self._held.add(sequence)
-
-
-def _without_waits(timing: Timing, cpu_ms: float) -> Timing:
-    """Take the waits for a core off a run on the CPU: others on the machine caused them."""
-    waits_ms = max(0.0, timing.wall_ms - cpu_ms)
-    return Timing(timing.device_ms - waits_ms, timing.wall_ms - waits_ms)
 
 
 def open_rig(

@@ -45,6 +45,15 @@ class Timing:
     device_ms: float
     wall_ms: float
 
+    def without_waits(self, cpu_ms: float) -> Timing:
+        """Take off the waits for a core, others on the machine caused them.
+
+        Args:
+            cpu_ms: processor time of the whole step; waits fall on its parts alike.
+        """
+        share = min(cpu_ms / self.wall_ms, 1.0)
+        return Timing(share * self.device_ms, share * self.wall_ms)
+
 
 @dataclass(frozen=True)
 class _Batch:

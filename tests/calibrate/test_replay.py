@@ -18,7 +18,7 @@ SMALL = Scenario(seconds=0.5, max_model_len=64, max_output_len=8, loads=(0.8,))
 
 @pytest.fixture(scope="module")
 def measured(tmp_path_factory):
-    """Return a folder with samples and profiles of the tiny model: few and small steps, in haste."""
+    """Return a folder with samples and profiles of the tiny model: few and small steps."""
     folder = tmp_path_factory.mktemp("measured")
     whole = points.grid
     with pytest.MonkeyPatch.context() as patch:

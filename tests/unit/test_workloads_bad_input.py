@@ -131,6 +131,10 @@ def test_content(tmp_path, content, expected):
     assert found.startswith(expected), found
 
 
+GZIP_HEAD = gzip.compress((HEAD + "0,1,1\n").encode(), mtime=0)
+GZIP_MOON = gzip.compress(MOON.encode() * 99, mtime=0)
+
+
 @pytest.mark.parametrize(
     ("content", "expected"),
     [
@@ -138,8 +142,8 @@ def test_content(tmp_path, content, expected):
         (b"arrival_s,inp\xfft_len\n", ": row 1: not UTF-8"),
         ((HEAD + "0,1,1\n").encode("utf-16"), ": row 1: not UTF-8"),
         (MOON.encode() + MOON.encode().replace(b"5", b"\xff"), ": row 2: not UTF-8"),
-        (gzip.compress((HEAD + "0,1,1\n").encode(), mtime=0)[:-9], ": truncated or corrupt gzip after"),
-        (gzip.compress(MOON.encode() * 99, mtime=0)[:-20], ": truncated or corrupt gzip after"),
+        (GZIP_HEAD[:-9], ": truncated or corrupt gzip after"),
+        (GZIP_MOON[:-20], ": truncated or corrupt gzip after"),
         (b"\x1f\x8bnot gzip", ": truncated or corrupt gzip after 0 bytes"),
         (b"PAR1 but not Parquet", ": not a readable Parquet file: "),
     ],
