@@ -78,7 +78,9 @@ class Splitwise(Policy):
     rare (where memory is reserved in full, there is none). A hand-over that could close a circle of
     machines waiting for each other's memory is not made: both phases run on the prompt machine. A
     lent machine goes home as the paper has it; `idle` is the rule of the simulator. Ties go to the
-    lowest instance. `prompt_share` is ours. Machines of role `mixed` are always in the mixed pool.
+    lowest instance. Machines that are down are passed over; a prompt whose token machine has failed
+    is given another one, or stays. `prompt_share` is ours. Machines of role `mixed` are always in
+    the mixed pool.
 
     Complexity: O(machines) per arrival, O(admitted) per plan.
 

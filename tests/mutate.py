@@ -36,6 +36,7 @@ STATIC = "tests/golden/test_golden_static.py"
 LEAVING = "tests/golden/test_golden_leaving.py"
 CONTINUOUS_UNIT = "tests/unit/test_policy_continuous.py"
 ENGINE_UNIT = "tests/unit/test_core_engine.py"
+FAILURES = "tests/golden/test_golden_failures.py"
 TRANSFER = "tests/golden/test_golden_transfer.py"
 SPLITWISE = "tests/golden/test_golden_splitwise.py"
 BUCKETSERVE = "tests/golden/test_golden_bucketserve.py"
@@ -146,14 +147,14 @@ MUTATIONS = (
     Mutation(
         "arrivals after step ends",
         "sim/core/loop.py",
-        "ARRIVAL = 1\n",
+        "ARRIVAL = 2\n",
         "ARRIVAL = 1000\n",
         (STEPS,),
     ),
     Mutation(
         "aborts after step ends",
         "sim/core/loop.py",
-        "ABORT = 2\n",
+        "ABORT = 3\n",
         "ABORT = 1001\n",
         (LEAVING,),
     ),
@@ -181,8 +182,8 @@ MUTATIONS = (
     Mutation(
         "horizon counts the step under way",
         "sim/core/instance.py",
-        "self.first_fs, self.increment_fs) - 1\n            if steps > 0:",
-        "self.first_fs, self.increment_fs)\n            if steps > 0:",
+        "self.first_fs, self.increment_fs) - 1\n        if steps > 0:",
+        "self.first_fs, self.increment_fs)\n        if steps > 0:",
         (LEAVING,),
     ),
     Mutation(
@@ -378,7 +379,7 @@ MUTATIONS = (
     Mutation(
         "first token always from the prefill instance",
         "sim/core/seats.py",
-        'self.sim.settings.first_token == "decode"',
+        'sim.settings.first_token == "decode"',
         "False",
         (TRANSFER,),
     ),
@@ -403,6 +404,42 @@ MUTATIONS = (
         "if right:",
         "if True:",
         ("tests/studies/test_predictors.py",),
+    ),
+    # Failures of instances.
+    Mutation(
+        "failures after arrivals and step ends",
+        "sim/core/loop.py",
+        "FAILURE = 1\n",
+        "FAILURE = 1002\n",
+        (FAILURES,),
+    ),
+    Mutation(
+        "a token that is taken back keeps its gap",
+        "sim/core/seats.py",
+        "now - self.log.gaps_fs.pop()",
+        "now - self.log.gaps_fs[-1]",
+        (FAILURES,),
+    ),
+    Mutation(
+        "a cancelled transfer keeps its source blocks",
+        "sim/core/seats.py",
+        "        source.transfer_left(request, now)\n        self.wake(now)",
+        "        self.wake(now)",
+        (FAILURES,),
+    ),
+    Mutation(
+        "put back requests stand the youngest first",
+        "sim/core/failures.py",
+        "for i in reversed(held) if",
+        "for i in held if",
+        ("tests/unit/test_core_failures.py",),
+    ),
+    Mutation(
+        "routers see instances that are down",
+        "sim/types/policy.py",
+        'if i.up and i.role != "decode"',
+        'if i.role != "decode"',
+        (FAILURES,),
     ),
     # Decisions of the policies with two pools, and of UELLM.
     Mutation(

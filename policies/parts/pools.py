@@ -69,8 +69,8 @@ class Placement:
     def __init__(self, prompt: Machine, token: Machine, request: Request) -> None:
         self.prompt = prompt
         self.token = token
-        self.prompt_tokens = request.input_len
-        self.prompt_blocks = prompt.view.blocks_for(request.input_len)
+        self.prompt_tokens = request.target_tokens
+        self.prompt_blocks = prompt.view.blocks_for(request.target_tokens)
         self.blocks = blocks_to_reserve(token, request)
         self.prefilled = False
 
@@ -103,7 +103,7 @@ class Pools:
         prompt = self._for_prompt(request) or _least_pending(self.machines, TOKEN)
         token = self._for_tokens(request) or _least_memory(self.machines, PROMPT)
         if prompt is None or token is None:
-            prompt = token = min(self.machines, key=_pending_tokens)
+            prompt = token = min([m for m in self.machines if m.view.up], key=_pending_tokens)
         else:
             if prompt is not token and _may_deadlock(prompt, token):
                 token = prompt
@@ -111,6 +111,10 @@ class Pools:
                 prompt.pool = MIXED
             if token.pool == PROMPT:
                 token.pool = MIXED
+        return self._enter(prompt, token, request)
+
+    def _enter(self, prompt: Machine, token: Machine, request: Request) -> Placement:
+        """Enter a request in the books."""
         placement = Placement(prompt, token, request)
         self.placements[request.id] = placement
         prompt.pending_tokens += placement.prompt_tokens
@@ -132,7 +136,7 @@ class Pools:
         for pool in (PROMPT, MIXED):
             best = _least_pending(self.machines, pool)
             if best is not None:
-                tokens = best.pending_tokens + request.input_len
+                tokens = best.pending_tokens + request.target_tokens
                 if not best.view.num_waiting or tokens <= self.max_pending_tokens:
                     return best
         return None
@@ -150,10 +154,23 @@ class Pools:
     # -- prefill ends and departures --------------------------------------------------------
 
     def prefilled(self, request: Request) -> View | None:
-        """Note that a prompt is done; return where the request decodes, None if unknown."""
+        """Note that a prompt is done; return where the request decodes, None if unknown.
+
+        If the token machine has failed meanwhile, another one is picked as at arrivals, or the
+        request stays on the prompt machine.
+        """
         placement = self.placements.get(request.id)
         if placement is None:
             return None
+        if not placement.token.view.up:
+            prompt = placement.prompt
+            token = self._for_tokens(request)
+            if token is None or (token is not prompt and _may_deadlock(prompt, token)):
+                token = prompt
+            self.left(request)
+            if token.pool == PROMPT:
+                token.pool = MIXED
+            placement = self._enter(prompt, token, request)
         self._prompt_done(placement)
         return placement.token.view
 
@@ -200,7 +217,9 @@ def _may_deadlock(prompt: Machine, token: Machine) -> bool:
 def _least_pending(machines: Sequence[Machine], pool: str) -> Machine | None:
     best: Machine | None = None
     for machine in machines:
-        if machine.pool == pool and (best is None or machine.pending_tokens < best.pending_tokens):
+        if machine.pool != pool or not machine.view.up:
+            continue
+        if best is None or machine.pending_tokens < best.pending_tokens:
             best = machine
     return best
 
@@ -209,7 +228,7 @@ def _least_memory(machines: Sequence[Machine], pool: str) -> Machine | None:
     best: Machine | None = None
     least = 0
     for machine in machines:
-        if machine.pool == pool:
+        if machine.pool == pool and machine.view.up:
             blocks = machine.reserved_blocks + machine.view.held_blocks
             if best is None or blocks < least:
                 best, least = machine, blocks

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
-from sim.cli import calibrate, capacity, catalogue, study, workload
+from sim.cli import calibrate, capacity, catalogue, study, sweep, workload
 
 DONE, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
 
@@ -25,6 +25,8 @@ app = typer.Typer(
 )
 app.command("run")(study.run)
 app.command("compare")(study.compare)
+app.command("sweep")(sweep.sweep)
+app.command("results")(sweep.results)
 app.command("capacity")(capacity.capacity)
 app.command("policies")(catalogue.policies)
 app.command("profiles")(catalogue.profiles)

@@ -1,23 +1,28 @@
-"""`capacity`: what it takes to serve a rate."""
+"""`capacity`: the highest rate for a target, or what it takes to serve a rate."""
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from enum import StrEnum
-from typing import TYPE_CHECKING, Annotated, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from sim.cli.show import notices, progress, say, show_columns, show_json
-from sim.cli.study import Config, Json, Overrides, Roofline
+from sim.cli.placement import show_placement
+from sim.cli.show import notices, progress, say, show, show_json
+from sim.cli.study import Config, Jobs, Json, Out, Overrides, Roofline
+from sim.cli.study import _chosen as chosen
 from sim.cli.study import _load as load
 
 if TYPE_CHECKING:
-    from sim.study.placement import Candidate, Found, Layout, Placement
+    from sim.study.attainment import Target
+    from sim.study.config import Experiment
+    from sim.study.sizing import Sized
 
-
-NAMED = 4
-"""Skipped layouts that are named with a reason they share."""
+PLACEMENT_MAX_RATE, PLACEMENT_WIDTH = 16.0, 0.5
+"""Defaults of DistServe's search, requests/s per GPU."""
 
 
 class Algorithm(StrEnum):
@@ -27,131 +32,209 @@ class Algorithm(StrEnum):
     LOW = "low"
 
 
+Attainment = Annotated[
+    float, typer.Option("--attainment", help="Share of requests that meets the bounds.")
+]
+EveryClass = Annotated[
+    bool, typer.Option("--every-class", help="In each component of the mixture, too.")
+]
+Rate = Annotated[
+    float | None, typer.Option("--rate", help="Find the fewest GPUs for so many requests/s.")
+]
+Price = Annotated[
+    float | None, typer.Option("--price-per-gpu-hour", help="With --rate: print costs.")
+]
+Policies = Annotated[
+    str | None, typer.Option("--policies", help="Names a,b,c; default: the config's list.")
+]
+Width = Annotated[
+    float | None,
+    typer.Option(
+        "--width",
+        help="Bisect to this share of the rate [0.01]; with --placement requests/s per GPU [0.5].",
+    ),
+]
+Placement = Annotated[
+    bool, typer.Option("--placement", help="DistServe's search of tp, pp and replicas.")
+]
+Links = Annotated[
+    Algorithm, typer.Option("--algorithm", help="With --placement: links, fast or slow.")
+]
+PerNode = Annotated[int, typer.Option("--gpus-per-node", help="GPUs that fast links join.")]
+MaxRate = Annotated[
+    float | None,
+    typer.Option("--max-rate", help="With --placement: upper end, requests/s per GPU [16]."),
+]
+
+
 def capacity(
     config: Config,
     overrides: Overrides = None,
-    placement: Annotated[
-        bool, typer.Option("--placement", help="Search tp, pp and replicas of each phase.")
-    ] = False,
-    algorithm: Annotated[
-        Algorithm, typer.Option("--algorithm", help="Links between nodes: fast or slow.")
-    ] = Algorithm.HIGH,
-    rate: Annotated[
-        float | None, typer.Option("--rate", help="Requests/s to serve; default: the config's.")
-    ] = None,
-    attainment: Annotated[
-        float, typer.Option("--attainment", help="Share of requests that meets the bounds.")
-    ] = 0.9,
-    gpus_per_node: Annotated[
-        int, typer.Option("--gpus-per-node", help="GPUs that fast links join.")
-    ] = 8,
-    max_rate: Annotated[
-        float, typer.Option("--max-rate", help="Upper end of the bisection, requests/s per GPU.")
-    ] = 16.0,
-    width: Annotated[
-        float, typer.Option("--width", help="Bisect to this width, requests/s per GPU.")
-    ] = 0.5,
+    attainment: Attainment = 0.9,
+    every_class: EveryClass = False,
+    rate: Rate = None,
+    price: Price = None,
+    policies: Policies = None,
+    width: Width = None,
+    placement: Placement = False,
+    algorithm: Links = Algorithm.HIGH,
+    gpus_per_node: PerNode = 8,
+    max_rate: MaxRate = None,
+    out: Out = None,
     json: Json = False,
+    jobs: Jobs = 1,
     roofline: Roofline = False,
 ) -> None:
-    """Search the placement of prefill and decode instances that serves a rate."""
-    from sim.study.placement import Search, configured_rate_per_s, place
-    from sim.types.errors import BadInput, SimulationError
-
-    if not placement:
-        raise BadInput("capacity by bisection comes with a later release; use --placement")
+    """Find the highest rate at which enough requests meet the bounds; with --rate, the GPUs."""
+    _check_options(
+        {"--price-per-gpu-hour": price, "--max-rate": max_rate, "--width": width},
+        {"--policies": policies, "--every-class": every_class or None, "--out": out},
+        placement,
+        rate,
+    )
     experiment = load(config, overrides, roofline)
+    if placement:
+        _place(experiment, rate, algorithm, attainment, gpus_per_node, max_rate, width, json)
+        return
+    from sim.study.attainment import Target
+
+    if policies is not None:
+        experiment = replace(experiment, policies=chosen(experiment, policies))
+    target = Target(attainment, every_class)
+    if rate is None:
+        _highest(experiment, target, width, out, json, jobs)
+    else:
+        _fewest(experiment, rate, target, gpus_per_node, price, out, json, jobs)
+
+
+def _check_options(
+    numbers: dict[str, float | None],
+    others: dict[str, object],
+    placement: bool,
+    rate: float | None,
+) -> None:
+    """Refuse options that would be ignored."""
+    from sim.types.errors import BadInput
+
+    price = numbers["--price-per-gpu-hour"]
+    if price is not None and not 0 <= price < float("inf"):
+        raise BadInput(f"--price-per-gpu-hour: {price:g}; valid: 0 or more")
+    if price is not None and (placement or rate is None):
+        raise BadInput("--price-per-gpu-hour goes with --rate (and without --placement)")
+    if numbers["--max-rate"] is not None and not placement:
+        raise BadInput("--max-rate goes with --placement")
+    if numbers["--width"] is not None and rate is not None and not placement:
+        raise BadInput("--width does not go with --rate: instances are counted, not bisected")
+    given = [name for name, value in others.items() if value is not None]
+    if placement and given:
+        raise BadInput(f"{given[0]} does not go with --placement")
+
+
+def _highest(
+    experiment: Experiment,
+    target: Target,
+    width: float | None,
+    out: Path | None,
+    json: bool,
+    jobs: int,
+) -> None:
+    from sim.report.capacity import capacity_table, draw_capacity
+    from sim.study.capacity import WIDTH, capacities
+    from sim.study.capacity_output import capacity_content, none_line, write_capacity
+    from sim.study.files import output_folder
+    from sim.types.errors import SimulationError
+
+    if out is not None:
+        output_folder(out)
+    with progress("searching") as update:
+        found = capacities(experiment, target, WIDTH if width is None else width, jobs, update)
+    content = capacity_content(found)
+    notices(found.notes)
+    notices(_by_policy({label: p.notes for label, p in found.policies.items()}))
+    if out is not None:
+        write_capacity(found, out)
+        say(f"wrote {out}, picture: {draw_capacity(out)}")
+    if json:
+        show_json(content)
+    else:
+        show(capacity_table(content))
+    lines = [line for label in found.policies if (line := none_line(found, label))]
+    if len(lines) == len(found.policies):
+        raise SimulationError("; ".join(lines))
+    notices(lines)
+
+
+def _fewest(
+    experiment: Experiment,
+    rate: float,
+    target: Target,
+    gpus_per_node: int,
+    price: float | None,
+    out: Path | None,
+    json: bool,
+    jobs: int,
+) -> None:
+    from sim.report.capacity import sizes_table
+    from sim.study.capacity_output import short_line, sizes_content
+    from sim.study.files import output_folder, write_json
+    from sim.study.sizing import Demand, size
+    from sim.types.errors import SimulationError
+
+    demand = Demand(rate, target, gpus_per_node)
+    if out is not None:
+        output_folder(out)
+    with progress("sizing") as update:
+        sizes = size(experiment, demand, jobs, update)
+    content = sizes_content(experiment, demand, sizes, price)
+    notices(_by_policy({s.choice.label: (*s.notes, *_of_spares(s)) for s in sizes}))
+    if out is not None:
+        write_json(out / "sizing.json", content)
+        say(f"wrote {out}")
+    if json:
+        show_json(content)
+    else:
+        show(sizes_table(content))
+    lines = [line for s in sizes if (line := short_line(experiment, demand, s))]
+    if len(lines) == len(sizes):
+        raise SimulationError("; ".join(lines))
+    notices(lines)
+
+
+def _of_spares(sized: Sized) -> tuple[str, ...]:
+    return sized.spares.notes if sized.spares else ()
+
+
+def _by_policy(notes: Mapping[str, Sequence[str]]) -> list[str]:
+    """Return each note once, with the policies it is about."""
+    labels: dict[str, list[str]] = {}
+    for label, lines in notes.items():
+        for line in lines:
+            labels.setdefault(line, []).append(label)
+    return [f"{', '.join(of)}: {line}" for line, of in labels.items()]
+
+
+def _place(
+    experiment: Experiment,
+    rate: float | None,
+    algorithm: Algorithm,
+    attainment: float,
+    gpus_per_node: int,
+    max_rate: float | None,
+    width: float | None,
+    json: bool,
+) -> None:
+    from sim.study.placement import Search, configured_rate_per_s, place
+    from sim.types.errors import SimulationError
+
     rate_per_s = configured_rate_per_s(experiment) if rate is None else rate
-    search = Search(rate_per_s, algorithm.value, attainment, gpus_per_node, max_rate, width)
+    most = PLACEMENT_MAX_RATE if max_rate is None else max_rate
+    finest = PLACEMENT_WIDTH if width is None else width
+    search = Search(rate_per_s, algorithm.value, attainment, gpus_per_node, most, finest)
     with progress("placing") as update:
         found = place(experiment, search, update)
-    _show(found, json)
+    show_placement(found, json)
     if found.placement is None:
         raise SimulationError(
-            f"no layout reaches an attainment of {attainment:g} at {width:g} requests/s per GPU "
+            f"no layout reaches an attainment of {attainment:g} at {finest:g} requests/s per GPU "
             "or more; lower --attainment or --width, or relax the slo"
-        )
-
-
-def _show(found: Found, json: bool) -> None:
-    notices(found.notes)
-    if json:
-        show_json(_content(found))
-        return
-    _say_skipped(found)
-    _show_candidates(found)
-    if found.placement is not None:
-        _show_placement(found, found.placement)
-
-
-def _content(found: Found) -> dict[str, Any]:
-    """Return what `--json` prints."""
-    candidates = [asdict(c) | {"gpus": c.gpus} for c in found.candidates]
-    for candidate in candidates:
-        candidate["goodput_per_gpu_per_s"] = candidate.pop("goodput_per_gpu")
-    chosen = found.placement
-    return {
-        **asdict(found.search),
-        "candidates": candidates,
-        "num_skipped": len(found.skipped),
-        "skipped": [asdict(s) for s in found.skipped],
-        "placement": None if chosen is None else asdict(chosen) | {"gpus": chosen.gpus},
-        "attainment_at_rate": None if found.check is None else asdict(found.check),
-        "notes": list(found.notes),
-    }
-
-
-def _say_skipped(found: Found) -> None:
-    by_reason: dict[str, list[str]] = {}
-    for skipped in found.skipped:
-        by_reason.setdefault(skipped.reason, []).append(skipped.layout)
-    for reason, layouts in by_reason.items():
-        some = ", ".join(layouts[:NAMED]) + (", …" if len(layouts) > NAMED else "")
-        say(f"skipped {len(layouts)} ({some}): {reason}")
-
-
-def _show_candidates(found: Found) -> None:
-    candidates = found.candidates
-    show_columns(
-        {
-            "judged": [c.phase for c in candidates],
-            "prefill": [_cell(c.prefill) for c in candidates],
-            "decode": [_cell(c.decode) for c in candidates],
-            "GPUs": [c.gpus for c in candidates],
-            "req/s per GPU": [_goodput(c) for c in candidates],
-            "": ["chosen" if _is_chosen(c, found.placement) else None for c in candidates],
-        }
-    )
-
-
-def _cell(layout: Layout | None) -> str:
-    return "ideal" if layout is None else str(layout)
-
-
-def _goodput(candidate: Candidate) -> str:
-    if not candidate.goodput_per_gpu:
-        return "none"
-    return (">= " if candidate.at_bound else "") + f"{candidate.goodput_per_gpu:g}"
-
-
-def _is_chosen(candidate: Candidate, placement: Placement | None) -> bool:
-    if placement is None:
-        return False
-    return candidate.prefill in (None, placement.prefill) and candidate.decode in (
-        None,
-        placement.decode,
-    )
-
-
-def _show_placement(found: Found, placement: Placement) -> None:
-    search, check = found.search, found.check
-    print(
-        f"placement for {search.rate_per_s:g} requests/s: {placement.prefill_instances} x prefill "
-        f"{placement.prefill}, {placement.decode_instances} x decode {placement.decode}, "
-        f"{placement.gpus} GPUs"
-    )
-    if check is not None:
-        print(
-            f"its attainment there: {check.total:.1%} (TTFT {check.ttft:.1%}, "
-            f"TPOT {check.tpot:.1%}), target {search.attainment:.1%}"
         )

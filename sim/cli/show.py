@@ -57,14 +57,27 @@ def say(line: str) -> None:
 
 
 @contextmanager
-def progress(what: str) -> Iterator[Callable[[int, int | None], None] | None]:
-    """Yield what to call with (done, of all); on a terminal only, else None."""
+def progress(what: str, rate: bool = False) -> Iterator[Callable[[int, int | None], None] | None]:
+    """Yield what to call with (done, of all); on a terminal only, else None.
+
+    Args:
+        what: is done.
+        rate: show how many are done in a second.
+    """
     if not sys.stderr.isatty():
         yield None
         return
     from rich.console import Console
-    from rich.progress import Progress
+    from rich.progress import MofNCompleteColumn, Progress, TextColumn
 
-    with Progress(console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task(what, total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
+    speed = (MofNCompleteColumn(), TextColumn("{task.fields[speed]}")) if rate else ()
+    columns = (*Progress.get_default_columns(), *speed)
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(what, total=None, speed="")
+
+        def update(done: int, total: int | None) -> None:
+            per_s = bar.tasks[0].speed
+            speed = "" if per_s is None else f"{per_s:.3g}/s"
+            bar.update(task, completed=done, total=total, speed=speed)
+
+        yield update

@@ -12,6 +12,7 @@ from sim.cli.show import notices, progress, say, show, show_json
 
 if TYPE_CHECKING:
     from sim.study.config import Experiment, PolicyChoice
+    from sim.study.precision import Precision
     from sim.study.run import StudyResult
 
 Config = Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML of the experiment.")]
@@ -28,6 +29,25 @@ Roofline = Annotated[
     bool, typer.Option("--roofline", help="Price steps by peak figures: any model, not measured.")
 ]
 
+PrecisionText = Annotated[
+    str | None,
+    typer.Option(
+        "--precision",
+        metavar="SHARE",
+        help="Add replications until the half-widths of intervals are so small, e.g. 2%.",
+    ),
+]
+Of = Annotated[
+    str | None,
+    typer.Option(
+        "--of", metavar="KEYS", help="Figures for --precision; default: mean_ttft_ms,mean_tpot_ms."
+    ),
+]
+MaxReplications = Annotated[
+    int | None,
+    typer.Option("--max-replications", help="Replications for --precision, at most; default 100."),
+]
+
 
 def run(
     config: Config,
@@ -39,8 +59,12 @@ def run(
     json: Json = False,
     jobs: Jobs = 1,
     roofline: Roofline = False,
+    precision: PrecisionText = None,
+    of: Of = None,
+    max_replications: MaxReplications = None,
 ) -> None:
     """Simulate one policy and print its figures."""
+    enough = _precision(precision, of, max_replications)
     experiment = _load(config, overrides, roofline)
     from sim.report.tables import result_table
     from sim.study.files import output_folder
@@ -51,7 +75,7 @@ def run(
         if folder is not None:
             output_folder(folder)
     with progress("simulating") as update:
-        result = run(experiment, jobs, update)
+        result = run(experiment, jobs, update, enough)
     notices(result.notes)
     if out is not None:
         write_result(result, out)
@@ -79,8 +103,12 @@ def compare(
     json: Json = False,
     jobs: Jobs = 1,
     roofline: Roofline = False,
+    precision: PrecisionText = None,
+    of: Of = None,
+    max_replications: MaxReplications = None,
 ) -> None:
     """Simulate several policies on the same requests and print their differences."""
+    enough = _precision(precision, of, max_replications)
     experiment = _load(config, overrides, roofline)
     if policies is not None:
         experiment = replace(experiment, policies=_chosen(experiment, policies))
@@ -93,7 +121,7 @@ def compare(
     if out is not None:
         output_folder(out)
     with progress("simulating") as update:
-        comparison = compare(experiment, baseline, jobs, update)
+        comparison = compare(experiment, baseline, jobs, update, enough)
     for result in comparison.results:
         notices([f"{result.choice.label}: {note}" for note in result.notes])
     if out is not None:
@@ -111,6 +139,17 @@ def _load(config: Path, overrides: list[str] | None, roofline: bool) -> Experime
 
     last = ["cluster.profile=roofline"] if roofline else []
     return load_config(config, [*(overrides or []), *last])
+
+
+def _precision(text: str | None, of: str | None, cap: int | None) -> Precision | None:
+    if text is None and of is None and cap is None:
+        return None
+    from sim.study.precision import DEFAULT_CAP, parse_precision
+    from sim.types import BadInput
+
+    if text is None:
+        raise BadInput("--precision is missing; --of and --max-replications are about it")
+    return parse_precision(text, of, DEFAULT_CAP if cap is None else cap)
 
 
 def _chosen(experiment: Experiment, names: str) -> tuple[PolicyChoice, ...]:

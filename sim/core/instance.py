@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from sim.core.simulation import Simulation
     from sim.core.spec import InstanceSpec
 
-IDLE, STEPPING, STATIC, RESTARTING = range(4)
+IDLE, STEPPING, STATIC, RESTARTING, DOWN = range(5)
 MAX_EMPTY_PLANS = 1000
 """Plans in a row at one instant that run nothing, before the policy is declared stuck."""
 
@@ -211,14 +211,41 @@ class Instance(Seats):
         """Whether it is idle with no timer set: only an event from outside can wake it."""
         return self.activity == IDLE and self.end_fs < 0
 
-    def settle_at(self, now: int) -> None:
-        """The run stops at `now`: account for the steps that ended before."""
-        if self.activity == STEPPING:
-            steps = steps_to_cover(now - self.start_fs, self.first_fs, self.increment_fs) - 1
-            if steps > 0:
-                self._settle(now, min(steps, self.n_steps))
-        elif self.static is not None:
-            self.static.settle_at(now)
+    def settle_at(self, now: int, failed: bool = False) -> int:
+        """The run or, `failed`, the instance stops: account for the steps that ended before `now`.
+
+        Returns what the step under way has taken, in femtoseconds.
+        """
+        if self.static is not None:
+            return now - self.static.settle_at(now, failed)
+        if self.activity != STEPPING:
+            return 0
+        ended = self.start_fs
+        steps = steps_to_cover(now - self.start_fs, self.first_fs, self.increment_fs) - 1
+        if steps > 0:
+            ended += steps * self.first_fs + self.increment_fs * (steps * (steps - 1) // 2)
+            self._settle(ended, steps)
+        return now - ended
+
+    def go_down(self, now: int) -> int:
+        """Fail; return what the step under way had taken, in femtoseconds."""
+        lost_fs = self.settle_at(now, failed=True)
+        self.activity = DOWN
+        self.up = False
+        self.end_fs = self.pull_fs = -1
+        self.chunks = ()
+        self.odd_waits = []
+        self.aborts = []
+        if self.static is not None:
+            for request in self.running.values():
+                request.first_token_fs = -1
+            self.static = None
+        return lost_fs
+
+    def come_up(self) -> None:
+        """Be repaired: idle and empty."""
+        self.activity = IDLE
+        self.up = True
 
     def restart(self, now: int) -> None:
         """Be away for the restart time, with nothing running."""

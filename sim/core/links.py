@@ -57,6 +57,14 @@ class Link:
         self.active.append(Transfer(request, source, target, work))
         self._schedule(now)
 
+    def cancel(self, request: Request, now: int) -> None:
+        """Stop moving a request's KV; the others share what it leaves."""
+        self._progress(now)
+        self.active = [t for t in self.active if t.request is not request]
+        self.due_fs = -1
+        if self.active:
+            self._schedule(now)
+
     def fire(self, timer: Timer) -> None:
         """Transfers are done: source blocks come back, the target gets its requests."""
         timer.callbacks = timer.armed
@@ -122,9 +130,16 @@ class Links:
 
     def start(self, request: Request, source: Seats, target: Seats, now: int) -> None:
         """Move a request's KV from `source` to `target`."""
-        key = (-1, -1) if self.shared else (source.id, target.id)
+        key = self._key(source, target)
         link = self.links.get(key)
         if link is None:
             link = self.links[key] = Link(self.env, self.bytes_per_s, self.latency_s)
         size = request.prefilled * source.spec.kv_token_bytes * self.exposed
         link.start(request, source, target, size, now)
+
+    def cancel(self, request: Request, source: Seats, target: Seats, now: int) -> None:
+        """Stop moving a request's KV: one of both instances has failed."""
+        self.links[self._key(source, target)].cancel(request, now)
+
+    def _key(self, source: Seats, target: Seats) -> tuple[N, N]:
+        return (-1, -1) if self.shared else (source.id, target.id)

@@ -11,10 +11,11 @@ import simpy
 from sim.types import N
 
 # Order of events at one instant (smaller first). SimPy itself stops a run with priority 0.
-ARRIVAL = 1
-ABORT = 2
-TRANSFER = 3
-MONITOR = 4
+FAILURE = 1
+ARRIVAL = 2
+ABORT = 3
+TRANSFER = 4
+MONITOR = 5
 INSTANCE = 10
 """Step ends and plans come last, instance by instance: priority INSTANCE + index."""
 

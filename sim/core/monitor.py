@@ -52,14 +52,13 @@ class Monitor:
         """Take a sample and send it."""
         timer.callbacks = timer.armed
         now: int = self.env._now  # type: ignore[assignment]
-        samples = [self._sample_of(i, now) for i in self.instances]
+        samples = [self._sample_of(i, now) for i in self.instances if i.up]
         mean = self.arrived_tokens / self.arrived if self.arrived else 0.0
         rate = self.arrived / (self.period_fs / FS_PER_S)
         self.on_its_way.append((now + self.delay_fs, Snapshot(now / FS_PER_S, samples, rate, mean)))
         self.messenger.at(now + self.delay_fs)
         self.arrived = self.arrived_tokens = 0
-        expecting = self.arrivals.next_row < self.arrivals.count
-        if expecting or any(i.outstanding for i in self.instances):
+        if self.arrivals.sim.expects_work():
             timer.at(now + self.period_fs)
 
     def deliver(self, timer: Timer) -> None:

@@ -17,6 +17,10 @@ class Pipeline:
         self.free_fs = [0] * stages
         """When each stage is free."""
 
+    def empty(self) -> None:
+        """Forget what passes: the engine has failed."""
+        self.free_fs = [0] * len(self.free_fs)
+
     def enter(self, now: int, duration: int) -> int:
         """Send a step of `duration` through; return when it leaves the last stage."""
         free = self.free_fs

@@ -7,7 +7,7 @@ numpy columns at the end. Times inside are integer femtoseconds until then.
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -97,6 +97,10 @@ class RequestLog:
     def __init__(self) -> None:
         self._rows = bytearray()
 
+    def count(self) -> N:
+        """Return the number of rows."""
+        return len(self._rows) // _REQUEST_DTYPE.itemsize
+
     def add(self, request: Request, finish_fs: int, emitted: N, status: int) -> None:
         """Append the row of `request`; times of -1 did not happen."""
         moved = request.transfer_start_fs >= 0
@@ -107,7 +111,7 @@ class RequestLog:
             request.decode_instance,
             request.preemptions,
             0,
-            request.retries,
+            request.retries + request.failures,
             status,
             request.arrival_s,
             request.deadline_s,
@@ -210,6 +214,25 @@ class StepLog:
 
 
 @dataclass(frozen=True)
+class Outage:
+    """One instance, down from `start_s` to `end_s`.
+
+    Attributes:
+        instance: its id.
+        start_s: when it failed, seconds.
+        end_s: when it was up again, seconds.
+        lost_s: what the step under way had taken, seconds.
+        requests: how many were put back.
+    """
+
+    instance: int
+    start_s: float
+    end_s: float
+    lost_s: float
+    requests: int
+
+
+@dataclass(frozen=True)
 class RunRecord:
     """Everything one simulated run produced.
 
@@ -221,8 +244,10 @@ class RunRecord:
             blocks, `in` or `out`).
         end_s: when the last request left, or the horizon.
         counters: `preemptions_recompute`, `preemptions_swap`, `oom_events`, `extrapolated_steps`,
-            `swap_out_blocks`, `swap_in_blocks`.
+            `swap_out_blocks`, `swap_in_blocks`, `failures` (of an instance, or of all lanes of a
+            pipeline).
         instances: per instance a dict with `id role tp gpu total_blocks block_size`.
+        outages: one for each time an instance was down.
         events: SimPy events, plan calls and spans of the run: for the benchmark, never in results.
     """
 
@@ -234,3 +259,4 @@ class RunRecord:
     counters: dict[str, int]
     instances: list[dict[str, object]]
     events: dict[str, int]
+    outages: list[Outage] = field(default_factory=list)

@@ -26,6 +26,7 @@ from sim.types.request import (
 )
 
 if TYPE_CHECKING:
+    from sim.core.instance import Instance
     from sim.core.simulation import Simulation
     from sim.core.spec import InstanceSpec
 
@@ -42,6 +43,7 @@ class Seats(View):
         "joiners",
         "joins",
         "last_emit_fs",
+        "late_token",
         "log",
         "max_tokens",
         "output_len",
@@ -68,6 +70,8 @@ class Seats(View):
         self.hands_over = spec.role == "prefill" or policy.places_decode
         """Whether a prompt's end asks the policy where the request decodes."""
         self.sim = sim
+        self.late_token = sim.settings.first_token == "decode"
+        """Whether a prefill's token is emitted only where the request decodes."""
         self.log: StepLog = sim.steps
         self.executor = sim.settings.executor
         self.output_len = sim.output_len
@@ -113,6 +117,27 @@ class Seats(View):
         self.waiting.push_front(request)
         self.num_waiting += 1
 
+    def take_back(self, request: Request) -> None:
+        """Take a request that the failure of an instance has put back."""
+        request.home = self
+        self.outstanding += 1
+        self.outstanding_tokens += request.input_len
+        self.requeue(request)
+
+    def wipe(self) -> None:
+        """Hold nothing: the instance has failed, and its requests have been taken from it."""
+        self.free_blocks = self.total_blocks
+        self.free_swap_blocks = self.total_swap_blocks
+        self.held_blocks = self.ready_blocks = 0
+        self.prefilling.clear()
+        self.paused.clear()
+        self.finishing.clear()
+        self.joiners.clear()
+        self.phases = [0] * self.block_size
+        self.num_decoding = self.kv_tokens = self.partial_tokens = 0
+        self.delay_fs = 0
+        self.preempting = self.preempted_last_step = False
+
     def admit(self, request: Request, now: int) -> None:
         """Give a waiting request a seat."""
         self.dequeue(request)
@@ -146,6 +171,12 @@ class Seats(View):
         self.joiners.append(request)
         left = self.output_len[request.id] - request.emitted
         heappush(self.finishing, (steps + left, request.seq, request))
+
+    def note_emitted(self, request: Request) -> None:
+        """Count the tokens of a request of the batch that has failed."""
+        if self.steps != request.steps_at_join:
+            request.emitted += self.steps - request.steps_at_join
+            request.last_token_fs = self.last_emit_fs
 
     def quit(self, request: Request) -> N:
         """Take a request out of the decoding batch; return the tokens it caches."""
@@ -197,35 +228,61 @@ class Seats(View):
             self.release(request)
             self.sim.leave(request, self, -1, request.emitted)
             return
-        target = self.sim.instances[self.policy.route(request, self.sim.cluster)]
-        if target is self:
-            self.join(request, request.target_tokens)
-            return
-        if target.role == "prefill" and not self.policy.places_decode:
-            raise self.broken(f"route() sends prefilled request {request.id} to a prefill instance")
+        target: Instance | None = None
+        if self.sim.cluster.decode or self.policy.places_decode:
+            target = self.decode_place(request)
+            if target is self:
+                self.join(request, request.target_tokens)
+                return
         del self.running[request.id]
         self.held_blocks += request.held_blocks
         request.source = self.id
         request.stamp = -1
         request.state = BRIDGED
+        if self.late_token:
+            self._take_back_token(request, now)
+        if target is None:  # parked here until a decode instance is up
+            self.bridge[request.id] = request
+            return
+        # An instance of lower index has planned at this instant already (or will find out only
+        # when its span is cut here): for it the request comes just after.
+        self.send(request, target, now if target.id > self.id else now + 1)
+
+    def decode_place(self, request: Request) -> Instance:
+        """Ask the policy where a prefilled request decodes."""
+        target = self.sim.instances[self.policy.route(request, self.sim.cluster)]
+        if target is not self:
+            to = f"route() sends prefilled request {request.id} to "
+            if target.role == "prefill" and not self.policy.places_decode:
+                raise self.broken(f"{to}a prefill instance")
+            if not target.up:
+                raise self.broken(f"{to}instance {target.id}, which is down")
+        return target
+
+    def send(self, request: Request, target: Instance, when: int) -> None:
+        """Put a prefilled request on the bridge of `target`, which may pull it from `when` on."""
         self.outstanding -= 1
         self.outstanding_tokens -= request.input_len
-        if self.sim.settings.first_token == "decode":
-            # The decode instance computes the last prompt token again and emits token 1 itself.
-            request.emitted = 0
-            request.first_token_fs = -1
         request.home = target
         target.bridge[request.id] = request
         target.outstanding += 1
         target.outstanding_tokens += request.input_len
-        # An instance of lower index has planned at this instant already (or will find out only
-        # when its span is cut here): for it the request comes just after.
-        target.bridged(now if target.id > self.id else now + 1)
+        target.bridged(when)
+
+    def _take_back_token(self, request: Request, now: int) -> None:
+        """Undo `first_token`: the decode instance computes the last token again and emits it."""
+        request.emitted -= 1
+        if request.emitted:  # a failure sent it through a prefill again
+            request.last_token_fs = now - self.log.gaps_fs.pop()
+        else:
+            request.first_token_fs = -1
 
     def pull(self, now: int) -> None:
         """Accept requests from the head of the bridge while the policy agrees."""
         while self.bridge:
             request = next(iter(self.bridge.values()))
+            if request.source == self.id:  # parked
+                return
             if not self.policy.can_accept(self, request):
                 return
             blocks = self.blocks_for(request.prefilled)
@@ -242,6 +299,18 @@ class Seats(View):
                 request.transfer_start_fs = now
             self.sim.links.start(request, self.sim.instances[request.source], self, now)
 
+    def lose(self, request: Request, now: int) -> None:
+        """Drop a request on the bridge or on its way here: an instance at either end has failed."""
+        source = self.sim.instances[request.source]
+        if self.bridge.pop(request.id, None) is None:
+            del self.in_transfer[request.id]
+            reserved = self.blocks_for(request.prefilled)
+            self.free_blocks += reserved
+            self.ready_blocks -= reserved
+            self.sim.links.cancel(request, source, self, now)
+        source.transfer_left(request, now)
+        self.wake(now)
+
     def transfer_left(self, request: Request, now: int) -> None:
         """The KV of a request has been copied away: its blocks are free."""
         self.free_blocks += request.held_blocks
@@ -253,7 +322,7 @@ class Seats(View):
         del self.in_transfer[request.id]
         request.source = -1
         reserved = self.blocks_for(request.prefilled)
-        if not request.emitted:
+        if self.late_token:
             request.prefilled -= 1  # the last prompt token is computed again
         request.held_blocks = self.blocks_for(request.prefilled)
         self.free_blocks += reserved - request.held_blocks

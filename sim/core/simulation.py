@@ -10,6 +10,7 @@ import numpy as np
 import simpy
 
 from sim.core.arrivals import Arrivals, ClosedArrivals, OpenArrivals
+from sim.core.failures import Failures
 from sim.core.instance import Instance
 from sim.core.links import Links
 from sim.core.loop import ABORT, Timer, new_environment
@@ -62,11 +63,9 @@ def _check_roles(roles: list[str]) -> None:
 class Aborts:
     """Clients that give up a constant time after arrival: a queue, in order of arrival."""
 
-    def __init__(
-        self, env: simpy.Environment, instances: Sequence[Instance], after_s: float
-    ) -> None:
+    def __init__(self, sim: Simulation, env: simpy.Environment, after_s: float) -> None:
+        self.sim = sim
         self.env = env
-        self.instances = instances
         self.after_fs = to_fs(after_s)
         self.timer = Timer(env, self.fire, ABORT)
         self.pending: deque[tuple[int, Request]] = deque()
@@ -85,8 +84,12 @@ class Aborts:
         pending = self.pending
         while pending and (pending[0][0] <= now or pending[0][1].state == DONE):
             _, request = pending.popleft()
-            if request.state != DONE and request.home is not None:
-                self.instances[request.home.id].abort(request, now)
+            if request.state == DONE:
+                continue
+            if request.home is not None:
+                self.sim.instances[request.home.id].abort(request, now)
+            elif self.sim.failures is not None:
+                self.sim.failures.abort(request)
         if pending:
             timer.at(pending[0][0])
 
@@ -100,6 +103,7 @@ class Simulation:
         self.trace = trace
         self.policy = policy
         self.settings = settings
+        self.misses = settings.misses
         self.env = new_environment()
         self.requests = RequestLog()
         self.steps = StepLog()
@@ -115,7 +119,9 @@ class Simulation:
         self.pipelines: dict[N, Pipeline] = {}
         self.instances = [Instance(i, s, policy, self, self.env) for i, s in enumerate(specs)]
         _check_roles([i.role for i in self.instances])
-        self.only = self.instances[0] if len(specs) == 1 else None
+        one = len(specs) == 1 and settings.outages is None
+        self.only = self.instances[0] if one else None
+        """The instance that takes every request."""
         anywhere = policy.places_decode
         self.tells = anywhere
         self.decode_tokens: N = min(
@@ -128,6 +134,8 @@ class Simulation:
             if i.role != "decode"
         )
         """Longest prompt + output that any instance takes."""
+        self.shortest: N = min([self.decode_tokens, *[i.max_tokens for i in self.instances]])
+        """Longest prompt + output that all of them take."""
         self.cluster = Cluster(
             self.instances,
             make_router(settings.router, settings.router_seed),
@@ -151,7 +159,10 @@ class Simulation:
         )
         self.aborts: Aborts | None = None
         if settings.abort_after_s is not None:
-            self.aborts = Aborts(self.env, self.instances, settings.abort_after_s)
+            self.aborts = Aborts(self, self.env, settings.abort_after_s)
+        self.failures: Failures | None = None
+        if settings.outages is not None:
+            self.failures = Failures(self, self.env, settings.outages)
 
     def _new_arrivals(self) -> Arrivals:
         trace, settings = self.trace, self.settings
@@ -176,6 +187,8 @@ class Simulation:
         self.arrivals.start()
         if self.monitor is not None:
             self.monitor.start()
+        if self.failures is not None:
+            self.failures.start()
         horizon = self.settings.horizon_s
         if horizon is None:
             self.env.run()
@@ -217,18 +230,46 @@ class Simulation:
             self._annotate(request, row)
         instance = self.only
         if instance is None:
-            instance = self.instances[self.policy.route(request, self.cluster)]
-            if instance.hands_over:
-                fits = request.input_len < instance.max_tokens and total <= self.decode_tokens
+            if self.failures is None:
+                instance = self.instances[self.policy.route(request, self.cluster)]
             else:
-                fits = total <= instance.max_tokens
-            if not fits:
+                instance = self.failures.entry(request)
+                if instance is None:
+                    if self.aborts is not None:
+                        self.aborts.watch(request)
+                    return
+            if total > self.shortest and not self.takes(request, instance):
                 self.reject(request, None)
                 return
         instance.enqueue(request)
         if self.aborts is not None:
             self.aborts.watch(request)
         instance.wake(now)
+
+    def queue(self, request: Request, instance: Instance, now: int) -> None:
+        """Let an instance have a request that was held when it arrived."""
+        if not self.takes(request, instance):
+            self.reject(request, None)
+            return
+        instance.enqueue(request)
+        instance.wake(now)
+
+    def takes(self, request: Request, instance: Instance) -> bool:
+        """Whether a request fits the memory and the model of an instance, and of where it decodes.
+
+        What a failure has put back prefills what it has emitted, too.
+        """
+        total = request.input_len + self.output_len[request.id]
+        if instance.hands_over:
+            return request.target_tokens < instance.max_tokens and total <= self.decode_tokens
+        return total <= instance.max_tokens
+
+    def expects_work(self) -> bool:
+        """Whether requests are to come or have not left."""
+        arrivals = self.arrivals
+        if arrivals.next_row < arrivals.count or any(i.outstanding for i in self.instances):
+            return True
+        return self.failures is not None and bool(self.failures.held)
 
     def _annotate(self, request: Request, row: N) -> None:
         """Add what some policies know about a request: bounds and a predicted length."""
@@ -256,6 +297,9 @@ class Simulation:
             self.requests.add(request, -1, emitted, ABORTED)
         else:
             self.requests.add(request, now, emitted, FINISHED)
+        if self.misses is not None:
+            finish = -1 if request.aborted else now
+            self.misses.left(request, finish, emitted, self.instances, self.end_fs)
         if self.closed is not None:
             self.closed.on_leave(self.env.now)  # type: ignore[arg-type]
 
@@ -264,11 +308,20 @@ class Simulation:
         if instance is not None:
             instance.outstanding -= 1
             instance.outstanding_tokens -= request.input_len
+        self._leave_unserved(request, 0, REJECTED)
+
+    def give_up(self, request: Request) -> None:
+        """Record a request that no instance holds and whose client has gone."""
+        self._leave_unserved(request, request.emitted, ABORTED)
+
+    def _leave_unserved(self, request: Request, emitted: N, status: N) -> None:
         request.state = DONE
         self.end_fs = self.env._now  # type: ignore[assignment]
         if self.tells:
             self.policy.on_leave(request)
-        self.requests.add(request, -1, 0, REJECTED)
+        self.requests.add(request, -1, emitted, status)
+        if self.misses is not None:
+            self.misses.left(request, -1, emitted, self.instances, self.end_fs)
         if self.closed is not None:
             self.closed.on_leave(self.env.now)  # type: ignore[arg-type]
 
@@ -294,6 +347,9 @@ class Simulation:
         )
 
     def _record_unfinished(self) -> None:
+        if self.failures is not None:
+            for request in self.failures.held.values():
+                self.requests.add(request, -1, request.emitted, UNFINISHED)
         for instance in self.instances:
             for request in instance.waiting:
                 self.requests.add(request, -1, request.emitted, UNFINISHED)
@@ -316,6 +372,7 @@ class Simulation:
             "preemptions_swap": self.preemptions_swap,
             "oom_events": self.oom_events,
             "extrapolated_steps": int(steps["n_steps"][steps["extrapolated"]].sum()),
+            "failures": 0 if self.failures is None else self.failures.count,
         }
         for direction in ("out", "in"):
             counts[f"swap_{direction}_blocks"] = sum(s[4] for s in swaps if s[5] == direction)
@@ -339,6 +396,7 @@ class Simulation:
             end_s=to_s(end),
             counters=counts,
             instances=described,
+            outages=[] if self.failures is None else self.failures.outages(end),
             events={
                 "events": next(self.env._eid),
                 "plans": sum(i.plans for i in self.instances),

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from sim.core.executor import Executor
+from sim.core.misses import MissLimit
+from sim.core.outages import Outages
 from sim.core.predictors import LengthPredictor
 from sim.types import CostModel, N
 
@@ -82,6 +84,8 @@ class Settings:
         e2e_slo_s: end-to-end bound likewise.
         predictor: tells policies an output length; None tells 0.
         executor: runs the steps for real, with `fuse_steps` off; None: they are priced.
+        misses: ends the run once too many requests have missed a bound; None: it runs on.
+        outages: when instances fail and are repaired; None: never.
         first_token: `prefill` (the first token leaves when the prompt is done) or `decode` (the
             decode instance emits it after the transfer and one step, as vLLM's P/D proxy does).
     """
@@ -107,9 +111,13 @@ class Settings:
         e2e_slo_s: Sequence[float] = (),
         predictor: LengthPredictor | None = None,
         executor: Executor | None = None,
+        misses: MissLimit | None = None,
+        outages: Outages | None = None,
     ) -> None:
         if executor is not None and fuse_steps:
             raise ValueError("an executor runs step by step: fuse_steps must be False")
+        if executor is not None and outages is not None:
+            raise ValueError("an executor's device does not fail on demand: no outages")
         self.fuse_steps = fuse_steps
         self.padding = padding
         self.router = router
@@ -129,6 +137,8 @@ class Settings:
         self.e2e_slo_s = e2e_slo_s
         self.predictor = predictor
         self.executor = executor
+        self.misses = misses
+        self.outages = outages
 
     def padded(self, wanted: bool) -> bool:
         """Whether a prompt batch is padded on this engine."""

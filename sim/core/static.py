@@ -228,11 +228,16 @@ class StaticBatch:
                 request.prefill_end_fs = request.first_token_fs = self.prefill_end_fs
                 request.decode_instance = self.instance.id
 
-    def settle_at(self, now: int) -> None:
-        """The run stops at `now`: take back the steps logged ahead that had not ended."""
+    def settle_at(self, now: int, failed: bool) -> int:
+        """The run or the instance stops at `now`: take back the steps that had not ended.
+
+        Of a batch that has `failed` the tokens of rows that have not left are lost. Returns when
+        the last step ended.
+        """
         self.note_first_tokens(now - 1)
         log = self.instance.log
-        start = self.start_fs
+        start = ended = self.start_fs
+        rows = self.rows[: self.left] if failed else self.rows
         done = 0
         for row in log.live()[self.first_row :]:
             if row["instance"] != self.instance.id:
@@ -241,10 +246,13 @@ class StaticBatch:
             left = log.cut(row, start, now)
             if row["kind"] == STATIC_DECODE:
                 # A crash to come has taken no tokens yet.
-                row["emitting"] = sum([1 for n, _, _ in self.rows if n > done])
+                row["emitting"] = sum([1 for n, _, _ in rows if n > done])
                 done += left
+            if left:
+                ended = start + left * first + increment * (left * (left - 1) // 2)
             start += steps * first + increment * (steps * (steps - 1) // 2)
         self.done = done
+        return ended
 
     def emitted(self, request: Request) -> N:
         """Tokens a row has emitted when the run stops."""

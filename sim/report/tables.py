@@ -16,6 +16,8 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
+from sim.report.ranking import ranking_lines
+
 Summary = Mapping[str, Any]
 
 UNDEFINED = "-"
@@ -101,10 +103,13 @@ POLICY_COLUMNS = (
 COMPARED = Row("throughput", "request_throughput", "req/s")
 """The figure whose paired difference from the baseline is shown then."""
 
+COMPARED_OF_CLASS = Row("SLO", "slo_attainment", "%", 100)
+"""The figure of a class whose paired difference from the baseline is shown."""
+
 CLASS_COLUMNS = (
     Row("requests", "arrived"),
     Row("completed", "completed"),
-    Row("SLO", "slo_attainment", "%", 100),
+    COMPARED_OF_CLASS,
     Row("of TTFT", "slo_attainment_ttft", "%", 100),
     Row("of TPOT", "slo_attainment_tpot", "%", 100),
     Row("TTFT p50", "median_ttft_ms", "ms", steady=True),
@@ -126,9 +131,9 @@ def comparison_table(comparison: Mapping[str, Any]) -> RenderableType:
     base = str(comparison["baseline"])
     labels = [base, *(label for label in comparison["policies"] if label != base)]
     summaries = {label: comparison["policies"][label] for label in labels}
-    if len(labels) > SIDE_BY_SIDE:
-        return _policy_table(summaries, comparison["differences"])
-    return _table(summaries, comparison["differences"])
+    draw = _policy_table if len(labels) > SIDE_BY_SIDE else _table
+    ranking = Text("\n".join(ranking_lines(comparison)))
+    return Group(draw(summaries, comparison["differences"]), *([ranking] if ranking else []))
 
 
 def notices_text(notes: Sequence[str]) -> Text:
@@ -169,7 +174,7 @@ def _table(summaries: Mapping[str, Summary], differences: Mapping[str, Any]) -> 
         verdicts += [summary["saturation"], ""] if label in differences else [summary["saturation"]]
     table.add_row(*verdicts)
     notes = _footnotes(summaries, bool(differences))
-    return Group(_heading(first), table, *_class_table(summaries), notes)
+    return Group(_heading(first), table, *_class_table(summaries, differences), notes)
 
 
 def _policy_table(
@@ -191,7 +196,8 @@ def _policy_table(
         cells = [_value(COMPARED, summary), _difference(COMPARED, difference)]
         cells += [_value(column, summary) + _mark(column, summary) for column in columns]
         table.add_row(escape(label), *cells, str(summary["saturation"]))
-    return Group(_heading(first), table, *_class_table(summaries), _footnotes(summaries, True))
+    notes = _footnotes(summaries, True)
+    return Group(_heading(first), table, *_class_table(summaries, differences), notes)
 
 
 def _heading(summary: Summary) -> Text:
@@ -199,14 +205,19 @@ def _heading(summary: Summary) -> Text:
 
 
 def _footnotes(summaries: Mapping[str, Summary], compared: bool) -> Text:
-    lines = [_caption(next(iter(summaries.values()))["n_replications"], compared)]
+    lines = [_caption(next(iter(summaries.values())), compared)]
     if any(_overloaded(summary) for summary in summaries.values()):
         lines.append("* overloaded: no steady state, the longer the run the larger")
+    if any(summary["saturation"] == "backlogged" for summary in summaries.values()):
+        lines.append("backlogged: intervals of latencies may be too narrow; ask for longer runs")
     return Text("\n".join(lines))
 
 
-def _class_table(summaries: Mapping[str, Summary]) -> list[Table]:
-    """Return a table with a row for each class (and policy), if there is more than one class."""
+def _class_table(summaries: Mapping[str, Summary], differences: Mapping[str, Any]) -> list[Table]:
+    """Return a table with a row for each class (and policy), if there is more than one class.
+
+    Of a comparison it has the paired difference of the SLO attainment to the baseline.
+    """
     shown = _classes(summaries)
     figures = [_of_class(s, *one) for group in shown for one in group for s in summaries.values()]
     columns = [c for c in CLASS_COLUMNS if any(not _missing(f.get(c.key)) for f in figures)]
@@ -217,12 +228,19 @@ def _class_table(summaries: Mapping[str, Summary]) -> list[Table]:
         table.add_column("policy")
     for column in columns:
         table.add_column(f"{column.title} [dim]{column.unit}[/]", justify="right")
+    compared = COMPARED_OF_CLASS in columns and bool(differences)
+    if compared:
+        table.add_column(f"against {escape(next(iter(summaries)))}", justify="right")
     for group in shown:
         for grouping, name in group:
             title = f"{GROUPING_TITLES.get(grouping, grouping)} {escape(name)}"
             for label, summary in summaries.items():
                 part = _of_class(summary, grouping, name)
                 cells = [_value(c, part) + _mark(c, summary) for c in columns]
+                if compared:
+                    classes = differences.get(label, {}).get("classes", {})
+                    found = classes.get(grouping, {}).get(name, {})
+                    cells.append(_difference(COMPARED_OF_CLASS, found.get(COMPARED_OF_CLASS.key)))
                 table.add_row(title, *([escape(label)] if len(summaries) > 1 else []), *cells)
                 title = ""
         table.add_section()
@@ -256,9 +274,14 @@ def _mark(row: Row, summary: Summary) -> str:
     return "*" if row.steady and _overloaded(summary) else ""
 
 
-def _caption(n: int, compared: bool) -> str:
+def _caption(summary: Summary, compared: bool) -> str:
+    n = summary["n_replications"]
     if n == 1:
-        return "n=1, no interval"
+        batches = [found["batches"] for found in summary.get("batch_means", {}).values()]
+        if not batches:
+            return "n=1, no interval"
+        span = "-".join(str(b) for b in sorted({min(batches), max(batches)}))
+        return f"n=1: mean ± half of the 95 % interval by batch means ({span} batches of one run)"
     differences = "; differences are paired" if compared else ""
     return f"mean ± half of the 95 % interval, n={n} replications{differences}"
 

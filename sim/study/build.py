@@ -15,6 +15,7 @@ from sim.costs.build import InstanceCost, instance_cost
 from sim.costs.catalogue import gpu_named, model_named
 from sim.costs.memory import min_tp
 from sim.study.config import Experiment, PolicyChoice
+from sim.study.failures_config import outages
 from sim.types import BadInput, ClusterInfo, Policy, Pool, Trace
 from workloads.arrivals import Closed
 
@@ -92,8 +93,14 @@ def build(experiment: Experiment, choice: PolicyChoice) -> Setup:
     return Setup(policy, tuple(instances), tuple(dict.fromkeys(notes)))
 
 
-def settings(experiment: Experiment, policy: Policy, trace: Trace, router_seed: int) -> Settings:
-    """Return how the engine runs `trace` under `policy`."""
+def settings(
+    experiment: Experiment,
+    policy: Policy,
+    trace: Trace,
+    router_seed: int,
+    failure_seed: int | None = None,
+) -> Settings:
+    """Return how the engine runs `trace` under `policy`; without `failure_seed` nothing fails."""
     engine = experiment.engine
     link = experiment.cluster.link
     closed = experiment.workload.arrivals
@@ -118,6 +125,7 @@ def settings(experiment: Experiment, policy: Policy, trace: Trace, router_seed: 
         ttft_slo_s=_bounds_s(experiment, trace, "ttft_ms"),
         e2e_slo_s=_bounds_s(experiment, trace, "e2e_ms"),
         predictor=_predictor(experiment, policy, trace, router_seed),
+        outages=outages(engine.failures, failure_seed),
     )
 
 

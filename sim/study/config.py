@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 import policies
 from sim.core.routers import ROUTERS
+from sim.study.failures_config import FailuresConfig
 from sim.study.validation import shown, unknown_key, validate
 from sim.study.yaml_file import parse_yaml, read_yaml
 from sim.types import BadInput
@@ -158,6 +159,7 @@ class EngineConfig(Section):
     gpu_memory_utilization: float = Field(
         0.9, gt=0, le=1, description="share of GPU memory the engine may fill (vLLM: 0.9)"
     )
+    failures: FailuresConfig | None = Field(None, description="instances fail; null: never")
 
     @field_validator("router", "decode_router")
     @classmethod
@@ -177,10 +179,13 @@ class RunConfig(Section):
     )
     horizon_s: float | None = Field(None, gt=0, description="simulated end (stop: horizon), s")
     warmup_s: float = Field(0.0, ge=0, description="requests arriving earlier are not counted, s")
+    warmup: Literal["fixed", "mser5"] = Field(
+        "fixed", description="end of the warm-up: warmup_s, or found in each replication by MSER-5"
+    )
     steps: bool = Field(False, description="write steps.parquet")
 
     @model_validator(mode="after")
-    def _horizon_fits(self) -> RunConfig:
+    def _fits(self) -> RunConfig:
         if (self.stop == "horizon") != (self.horizon_s is not None):
             raise ValueError(
                 f"stop: horizon and horizon_s go together, got stop: {self.stop} and "
@@ -188,6 +193,8 @@ class RunConfig(Section):
             )
         if self.horizon_s is not None and self.warmup_s >= self.horizon_s:
             raise ValueError(f"warmup_s {self.warmup_s} is not below horizon_s {self.horizon_s}")
+        if self.warmup == "mser5" and self.warmup_s:
+            raise ValueError(f"warmup: mser5 and warmup_s {self.warmup_s} exclude each other")
         return self
 
 
@@ -284,7 +291,7 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> Experiment:
     Raises:
         BadInput: one line with file, key, value and what would be valid.
     """
-    return resolve(_read(path), str(path), overrides)
+    return resolve(read_config(path), str(path), overrides)
 
 
 def overridden(data: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
@@ -293,7 +300,7 @@ def overridden(data: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]
         key, equals, text = override.partition("=")
         if not equals or not all(key.split(".")):
             raise BadInput(f"override {override!r}: expected key.sub=value")
-        _set(data, key, parse_yaml(text, f"override {override!r}"))
+        set_key(data, key, parse_yaml(text, f"override {override!r}"))
     return data
 
 
@@ -309,7 +316,7 @@ def resolve(data: Mapping[str, Any], source: str, overrides: Sequence[str] = ())
     where = origins.where
     for key in data:
         if key == "sweep":
-            raise BadInput(f"{where(key)}: sweep: there is no sweep command yet; remove the key")
+            raise BadInput(f"{where(key)}: sweep: only `bucketsim sweep` takes it; remove the key")
         if key not in (*KEYS, ABOUT):
             raise BadInput(f"{where(key)}: {unknown_key(str(key), KEYS)}")
     for key in REQUIRED:
@@ -365,14 +372,15 @@ def _choice(entry: Any, key: str, origins: Origins) -> PolicyChoice:
 # -- reading ------------------------------------------------------------------------------------
 
 
-def _read(path: Path) -> dict[str, Any]:
+def read_config(path: Path) -> dict[str, Any]:
+    """Return the data of a config file, not yet validated."""
     data = read_yaml(path)
     if not isinstance(data, dict):
         raise BadInput(f"{path}: expected a mapping with {', '.join(REQUIRED)}, got {shown(data)}")
     return data
 
 
-def _set(data: dict[str, Any], key: str, value: Any) -> None:
+def set_key(data: dict[str, Any], key: str, value: Any) -> None:
     """Set a dotted key in nested mappings and lists; a missing mapping is made."""
     *path, last = key.split(".")
     inner: Any = data

@@ -12,7 +12,7 @@ from typing import Any
 from sim.types import BadInput
 from workloads.write import written_aside
 
-__all__ = ["json_text", "output_folder", "write_json", "write_text", "written_aside"]
+__all__ = ["json_text", "output_folder", "plain", "write_json", "write_text", "written_aside"]
 
 
 def output_folder(path: Path) -> Path:
@@ -43,14 +43,15 @@ def write_json(path: Path, data: Mapping[str, Any]) -> None:
 
 def json_text(data: Mapping[str, Any]) -> str:
     """Return one JSON object; what is undefined (NaN, infinite) is null."""
-    return json.dumps(_plain(data), indent=2, allow_nan=False, ensure_ascii=False)
+    return json.dumps(plain(data), indent=2, allow_nan=False, ensure_ascii=False)
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
+    """Return data as JSON takes it: plain Python, what is undefined (NaN, infinite) null."""
     if isinstance(value, Mapping):
-        return {str(k): _plain(v) for k, v in value.items()}
+        return {str(k): plain(v) for k, v in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(v) for v in value]
+        return [plain(v) for v in value]
     if hasattr(value, "item"):  # a numpy scalar
         value = value.item()
     if isinstance(value, float) and not math.isfinite(value):

@@ -2,8 +2,9 @@
 
 Definitions (design section 7, style section 4):
 
-* *Window*: from `warmup_s` to the last arrival, or to the horizon. Requests count when they arrive
-  in it. When all requests arrive at once it ends with the run.
+* *Window*: from `warmup_s` (the config's, or found by MSER-5) to the last arrival, or to the
+  horizon. Requests count when they arrive in it. When all requests arrive at once it ends with the
+  run.
 * TTFT: arrival to first token. TPOT: (E2E - TTFT)/(output_len - 1), undefined for one token. ITL:
   every gap between two tokens of a request. E2E: arrival to last token. All over requests that
   finished; quantiles of ITL are order statistics, the others interpolate as `numpy.percentile`.
@@ -16,6 +17,7 @@ Definitions (design section 7, style section 4):
   `request_goodput` is the part of the former that met every bound.
 * `gpu_busy_frac`: time in steps over instances * duration; `_prefill` is the part in steps that
   hold prompt tokens, `_decode` the rest. `kv_usage`: tokens cached over tokens that fit, by time.
+* `effective_requests`: independent requests that the mean TTFT is worth (`sim.study.stability`).
 * `classes`: counts, attainments, TTFT and TPOT by source, task, priority and prompt length
   (`sim.study.classes`).
 * `mfu`: FLOPs of the tokens served (each once: no padding, no recomputation, no finished rows) over
@@ -39,12 +41,16 @@ from sim.core.records import (
 )
 from sim.study.classes import Bools, ClassFigures, Outcomes, class_figures
 from sim.study.config import SloConfig
+from sim.study.downtime import downtime_figures
 from sim.study.moments import moments, run_moments
 from sim.study.runs import Floats, Runs
-from sim.study.stability import verdict
+from sim.study.stability import effective_requests, verdict
 from sim.types import FS_PER_S
 
 MS_PER_S = 1e3
+
+RATE_SLICES = 400
+"""Slices of the window in which completions are counted for batch means."""
 
 Summary = dict[str, Any]
 
@@ -77,9 +83,7 @@ def summarise(record: RunRecord, frame: Frame) -> Summary:
     requests = _Requests(record.requests, frame)
     steps = _Steps(record)
     duration = frame.horizon_s or max(steps.end_s, requests.last_arrival_s)
-    start, end = frame.warmup_s, frame.horizon_s or requests.last_arrival_s
-    if end <= start:
-        end = duration
+    start, end = _window(requests, duration)
     summary = requests.totals(duration)
     summary |= requests.window(start, end)
     latencies = requests.latencies_ms(start)
@@ -90,11 +94,32 @@ def summarise(record: RunRecord, frame: Frame) -> Summary:
     summary["mfu"] = requests.served_flops() / (frame.peak_flops_per_s * duration or np.nan)
     summary["preemptions"] = int(requests.column("preemptions").sum())
     summary["oom_events"] = record.counters["oom_events"]
+    summary |= downtime_figures(record, duration)
     summary["saturation"] = verdict(record.requests, start, end, frame.slo.abort_after_s)
+    summary["effective_requests"] = effective_requests(latencies["ttft"])
+    summary["warmup_s"] = frame.warmup_s
     for key in ("request_goodput", "output_throughput"):
         summary[f"{key}_per_gpu"] = summary[key] / frame.gpus
     summary["classes"] = requests.classes(start, end)
     return summary
+
+
+def steady_series(record: RunRecord, frame: Frame) -> dict[str, Floats]:
+    """Return, for figures that are means over the window, the values in the order of time.
+
+    Latencies and attainments have a value for each request, rates one for each of `RATE_SLICES`
+    slices of the window.
+    """
+    requests = _Requests(record.requests, frame)
+    duration = frame.horizon_s or max(_Steps(record).end_s, requests.last_arrival_s)
+    return requests.series(*_window(requests, duration))
+
+
+def _window(requests: _Requests, duration: float) -> tuple[float, float]:
+    """Return start and end of the window in seconds."""
+    frame = requests.frame
+    start, end = frame.warmup_s, frame.horizon_s or requests.last_arrival_s
+    return start, end if end > start else duration
 
 
 class _Requests:
@@ -152,6 +177,27 @@ class _Requests:
             "request_goodput": np.nan if met is None else (met & left).sum() / seconds,
             **{key: _share(met, arrived) for key, met in self.met.items()},
         }
+
+    def series(self, start: float, end: float) -> dict[str, Floats]:
+        """Return the values of the window that its means are taken of."""
+        arrived = self._arrived(start, end)
+        latencies = self.latencies_ms(start)
+        series = {f"mean_{name}_ms": latencies[name] for name in ("ttft", "tpot", "e2el")}
+        shares = {key: met for key, met in self.met.items() if met is not None}
+        series |= {key: met[arrived].astype(np.float64) for key, met in shares.items()}
+        finish, tokens = self.columns["finish_s"], self.columns["emitted_tokens"]
+        edges = np.linspace(start, end, RATE_SLICES + 1)
+
+        def rate(of: Bools, weights: Floats | None = None) -> Floats:
+            counts = np.histogram(finish[of], edges, weights=weights)[0]
+            return counts * (RATE_SLICES / (end - start))
+
+        if end > start and self.finished.sum() >= RATE_SLICES:
+            series["steady_request_throughput"] = rate(self.finished)
+            series["steady_output_throughput"] = rate(self.finished, tokens[self.finished])
+            if "slo_attainment" in shares:
+                series["request_goodput"] = rate(shares["slo_attainment"])
+        return series
 
     def classes(self, start: float, end: float) -> ClassFigures:
         """Return the figures of each class of the requests that arrive in the window."""

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from sim.core.records import RunRecord
-from sim.study.stability import OVERLOADED
+from sim.study.stability import BACKLOGGED, OVERLOADED
 
 _OF_TRACE = {
     "dropped": "rows of the workload were dropped",
@@ -16,6 +16,7 @@ _OF_TRACE = {
 }
 _OF_RUN = {
     "oom_events": "out-of-memory events: batches were lost and run again",
+    "failures": "failures of instances: their requests were put back and served again",
     "extrapolated_steps": "steps were priced outside the profile's fitted range",
 }
 _OF_STATUS = {
@@ -56,7 +57,37 @@ def notices(
         )
     if saturation == OVERLOADED:
         lines.append("overloaded: the queue grows to the end, latencies depend on the run's length")
+    if saturation == BACKLOGGED:
+        lines.append(
+            "backlogged: the queue persists for much of a run, intervals of latencies may be too "
+            "narrow to be trusted; ask for longer runs (workload.num_requests or duration_s)"
+        )
     return tuple(dict.fromkeys(lines))
+
+
+def warmup_notices(cuts_s: Sequence[float], unsettled: int) -> tuple[str, ...]:
+    """Return what MSER-5 cut from the replications, and in how many it found no steady state."""
+    low, high = min(cuts_s), max(cuts_s)
+    span = f"{low:.4g} s" if low == high else f"{low:.4g} to {high:.4g} s"
+    lines = [f"warm-up by MSER-5: requests that arrive in the first {span} are not counted"]
+    if unsettled:
+        lines.append(
+            f"MSER-5 would cut more than half of {unsettled} of {len(cuts_s)} replications (no "
+            "steady state, or too few requests to see one) and cut half of each; ask for longer "
+            "runs (workload.num_requests or duration_s)"
+        )
+    return tuple(lines)
+
+
+def batch_notices(batch_means: Mapping[str, Mapping[str, Any]]) -> tuple[str, ...]:
+    """Return which batch means of a single run (`sim.study.batch_means`) are not independent."""
+    failed = [key for key, found in batch_means.items() if not found["independent"]]
+    if not failed:
+        return ()
+    return (
+        f"one run: batch means of {', '.join(failed)} are correlated, their intervals are too "
+        "narrow; ask for a longer run (workload.num_requests or duration_s) or replications",
+    )
 
 
 def trace_notices(notes: Sequence[dict[str, Any]], over: str = "") -> list[str]:

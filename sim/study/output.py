@@ -67,6 +67,7 @@ def comparison_of(comparison: Comparison) -> dict[str, Any]:
         "baseline": comparison.baseline,
         "policies": {r.choice.label: summary_of(r) for r in comparison.results},
         "differences": comparison.differences,
+        "rankings": comparison.rankings,
     }
 
 

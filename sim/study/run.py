@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,16 +17,20 @@ import numpy as np
 
 from sim.core.records import RunRecord
 from sim.core.simulation import simulate
+from sim.study.batch_means import with_batch_means
 from sim.study.build import Setup, build, settings
 from sim.study.config import Experiment, PolicyChoice, RunConfig, SloConfig
-from sim.study.metrics import Frame, Summary, summarise
-from sim.study.notices import notices
+from sim.study.metrics import Frame, Summary, steady_series, summarise
+from sim.study.notices import batch_notices, notices, warmup_notices
+from sim.study.precision import Precision
+from sim.study.ranking import rankings
 from sim.study.stats import aggregate, differences
+from sim.study.warmup import Warmup, warmup_of
 from sim.types import BadInput, Trace
 from workloads import WorkloadConfig
 from workloads import build as build_workload
 
-STREAMS = ("lengths", "arrivals", "router")
+STREAMS = ("lengths", "arrivals", "router", "failures")
 
 SATURATION_REQUESTS = 4000
 """Requests that wait at t = 0 when the saturation rate is measured (design section 5)."""
@@ -45,6 +49,7 @@ class Replication:
         record: its rows.
         trace_notes: what reading or drawing the workload counted.
         fingerprint: equal for equal requests.
+        settled: whether the end of its warm-up (`summary["warmup_s"]`) was found.
         cpu_s: processor time of the simulation, seconds.
     """
 
@@ -53,6 +58,7 @@ class Replication:
     record: RunRecord
     trace_notes: dict[str, Any]
     fingerprint: str
+    settled: bool
     cpu_s: float
 
 
@@ -90,20 +96,28 @@ class Comparison:
         results: one each.
         baseline: label of the policy the others are compared with.
         differences: label -> key -> paired difference to the baseline.
+        rankings: figure -> order of the policies and paired tests (`sim.study.ranking`).
     """
 
     results: tuple[StudyResult, ...]
     baseline: str
-    differences: dict[str, dict[str, dict[str, float]]]
+    differences: dict[str, dict[str, Any]]
+    rankings: dict[str, dict[str, Any]]
 
 
-def run(experiment: Experiment, jobs: int = 1, progress: Progress | None = None) -> StudyResult:
+def run(
+    experiment: Experiment,
+    jobs: int = 1,
+    progress: Progress | None = None,
+    precision: Precision | None = None,
+) -> StudyResult:
     """Run the only policy of an experiment.
 
     Args:
         experiment: what to run.
         jobs: local processes.
         progress: told how far it is.
+        precision: when there are replications enough; None: as many as the experiment says.
     """
     labels = [p.label for p in experiment.policies]
     if len(labels) > 1:
@@ -111,7 +125,7 @@ def run(experiment: Experiment, jobs: int = 1, progress: Progress | None = None)
             f"policy: run takes one policy, the config lists {len(labels)} ({', '.join(labels)}); "
             "use compare, or policy=NAME"
         )
-    return _studies(experiment, jobs, progress)[0]
+    return _studies(experiment, jobs, progress, precision)[0]
 
 
 def compare(
@@ -119,6 +133,7 @@ def compare(
     baseline: str | None = None,
     jobs: int = 1,
     progress: Progress | None = None,
+    precision: Precision | None = None,
 ) -> Comparison:
     """Run every policy of an experiment on the same requests.
 
@@ -127,17 +142,19 @@ def compare(
         baseline: label of the policy to compare with; None: the first.
         jobs: local processes.
         progress: told how far it is.
+        precision: when there are replications enough, of every policy the same number.
     """
     labels = [p.label for p in experiment.policies]
     chosen = labels[0] if baseline is None else baseline
     if chosen not in labels:
         raise BadInput(f"--baseline: {chosen!r} is not compared; valid: {', '.join(labels)}")
-    results = _studies(experiment, jobs, progress)
+    results = _studies(experiment, jobs, progress, precision)
     base = results[labels.index(chosen)].summaries
     compared = {
         r.choice.label: differences(r.summaries, base) for r in results if r.choice.label != chosen
     }
-    return Comparison(tuple(results), chosen, compared)
+    ranked = rankings({r.choice.label: r.summaries for r in results})
+    return Comparison(tuple(results), chosen, compared, ranked)
 
 
 def requests_of(experiment: Experiment, replication: int) -> Trace:
@@ -193,19 +210,74 @@ def _is_file(source: str) -> bool:
 # -- tasks --------------------------------------------------------------------------------------
 
 
-def _studies(experiment: Experiment, jobs: int, progress: Progress | None) -> list[StudyResult]:
-    setups = [build(experiment, choice) for choice in experiment.policies]
-    count = experiment.run.replications
-    tasks = [(choice, i) for choice in experiment.policies for i in range(count)]
-    done: list[Replication] = []
-    for replication in _map(experiment, tasks, jobs):
-        done.append(replication)
-        if progress is not None:
-            progress(len(done), len(tasks))
+def _studies(
+    experiment: Experiment,
+    jobs: int,
+    progress: Progress | None,
+    precision: Precision | None,
+) -> list[StudyResult]:
+    setups = {choice.label: build(experiment, choice) for choice in experiment.policies}
+    done: dict[str, list[Replication]] = {label: [] for label in setups}
+    count, enough = 0, experiment.run.replications
+    if precision is not None:
+        enough = 1  # shows whether the figures are known
+    while count < enough:
+        _extend(experiment, setups, done, range(count, enough), jobs, progress)
+        count = enough
+        if precision is not None:
+            found = [aggregate([r.summary for r in of]) for of in done.values()]
+            enough = precision.wanted(found, experiment.run.replications)
+    final = _replicated(experiment, count) if precision else experiment
     return [
-        _study(experiment, choice, setup, done[at * count : (at + 1) * count])
-        for at, (choice, setup) in enumerate(zip(experiment.policies, setups, strict=True))
+        _study(final, choice, setups[choice.label], done[choice.label], precision)
+        for choice in experiment.policies
     ]
+
+
+def _extend(
+    experiment: Experiment,
+    setups: Mapping[str, Setup],
+    done: Mapping[str, list[Replication]],
+    indices: range,
+    jobs: int,
+    progress: Progress | None,
+) -> None:
+    """Add the replications of the given numbers to those of each policy."""
+    tasks = [(choice, i) for choice in experiment.policies for i in indices]
+    before = sum(map(len, done.values()))
+    for at, (task, replication) in enumerate(
+        zip(tasks, _map(experiment, tasks, jobs), strict=True), before + 1
+    ):
+        done[task[0].label].append(replication)
+        if progress is not None:
+            progress(at, before + len(tasks))
+    if experiment.run.warmup == "mser5":
+        for i in indices:
+            _cut_alike(experiment, setups, done, i)
+
+
+def _cut_alike(
+    experiment: Experiment,
+    setups: Mapping[str, Setup],
+    done: Mapping[str, list[Replication]],
+    index: int,
+) -> None:
+    """Cut the longest warm-up of a replication from all its policies, and sum them up again."""
+    cut_s = max(of[index].summary["warmup_s"] for of in done.values())
+    for label, of in done.items():
+        if of[index].summary["warmup_s"] != cut_s:
+            summary = summarise(of[index].record, frame(experiment, setups[label], cut_s))
+            of[index] = replace(of[index], summary=summary)
+
+
+def _replicated(experiment: Experiment, count: int) -> Experiment:
+    """Return the experiment with the number of replications that --precision came to."""
+    given = {**experiment.origins.given, "run.replications": "--precision"}
+    return replace(
+        experiment,
+        run=experiment.run.model_copy(update={"replications": count}),
+        origins=replace(experiment.origins, given=given),
+    )
 
 
 def _map(
@@ -213,38 +285,46 @@ def _map(
 ) -> Iterable[Replication]:
     """Yield the results of the tasks in their order."""
     if jobs == 1 or len(tasks) == 1:
-        return (_replicate(experiment, choice, i) for choice, i in tasks)
+        return (replicate(experiment, choice, i) for choice, i in tasks)
     from joblib import Parallel, delayed
 
     parallel = Parallel(n_jobs=min(jobs, len(tasks)), return_as="generator")
     results: Iterable[Replication] = parallel(
-        delayed(_replicate)(experiment, choice, i) for choice, i in tasks
+        delayed(replicate)(experiment, choice, i) for choice, i in tasks
     )
     return results
 
 
-def _replicate(experiment: Experiment, choice: PolicyChoice, index: int) -> Replication:
+def replicate(experiment: Experiment, choice: PolicyChoice, index: int) -> Replication:
     """Run one replication of one policy."""
     trace = requests_of(experiment, index)
     setup = build(experiment, choice)
-    router_seed = int(_stream(experiment, index, "router").generate_state(1)[0])
     began = time.process_time()
-    how = settings(experiment, setup.policy, trace, router_seed)
+    seeds = router_seed(experiment, index), failure_seed(experiment, index)
+    how = settings(experiment, setup.policy, trace, *seeds)
     record = simulate(trace, setup.policy, setup.specs, how)
     cpu_s = time.process_time() - began
     _check_window(experiment, record)
+    warmup = Warmup(experiment.run.warmup_s)
+    if experiment.run.warmup == "mser5":
+        warmup = warmup_of(record.requests)
     return Replication(
         index,
-        summarise(record, frame(experiment, setup)),
+        summarise(record, frame(experiment, setup, warmup.end_s)),
         record,
         dict(trace.notes),
         _fingerprint(trace),
+        warmup.settled,
         cpu_s,
     )
 
 
 def _study(
-    experiment: Experiment, choice: PolicyChoice, setup: Setup, done: Sequence[Replication]
+    experiment: Experiment,
+    choice: PolicyChoice,
+    setup: Setup,
+    done: Sequence[Replication],
+    precision: Precision | None,
 ) -> StudyResult:
     summary = aggregate([r.summary for r in done])
     notes = notices(
@@ -254,16 +334,26 @@ def _study(
         same_requests=len(done) > 1 and len({r.fingerprint for r in done}) == 1,
         saturation=summary["saturation"],
     )
+    if experiment.run.warmup == "mser5":
+        unsettled = sum(not r.settled for r in done)
+        notes += warmup_notices([r.summary["warmup_s"] for r in done], unsettled)
+    if len(done) == 1:
+        cut_s = done[0].summary["warmup_s"]
+        series = steady_series(done[0].record, frame(experiment, setup, cut_s))
+        summary = with_batch_means(summary, series)
+        notes += batch_notices(summary["batch_means"])
+    if precision is not None:
+        notes += precision.notes(summary, len(done))
     alone = replace(experiment, policies=(choice,))
     return StudyResult(alone, choice, setup, tuple(done), summary, notes)
 
 
-def frame(experiment: Experiment, setup: Setup) -> Frame:
+def frame(experiment: Experiment, setup: Setup, warmup_s: float) -> Frame:
     """Return what the summary of a run needs besides its records."""
     costs = setup.instances[0].costs
     return Frame(
         slo=experiment.slo,
-        warmup_s=experiment.run.warmup_s,
+        warmup_s=warmup_s,
         horizon_s=experiment.run.horizon_s,
         gpus=setup.gpus,
         peak_flops_per_s=sum(i.costs.peak_flops_per_s for i in setup.instances),
@@ -280,6 +370,16 @@ def _check_window(experiment: Experiment, record: RunRecord) -> None:
         if len(arrival):
             what = f"run.warmup_s {warmup} leaves no request: the last arrives at {last:g} s"
         raise BadInput(what)
+
+
+def router_seed(experiment: Experiment, replication: int) -> int:
+    """Return the seed of the router's choices in one replication."""
+    return int(_stream(experiment, replication, "router").generate_state(1)[0])
+
+
+def failure_seed(experiment: Experiment, replication: int) -> int:
+    """Return the seed of the failures of instances in one replication."""
+    return int(_stream(experiment, replication, "failures").generate_state(1)[0])
 
 
 def _stream(experiment: Experiment, replication: int, name: str) -> np.random.SeedSequence:

@@ -30,11 +30,11 @@ class InstanceSample:
 
 
 class Snapshot:
-    """All instances at one time.
+    """All instances that are up at one time.
 
     Args:
         time_s: when it was taken (it arrives later, by the monitor's delay).
-        instances: one sample each.
+        instances: one sample each of those that are up.
         arrival_rate_per_s: arrivals in the last period, per second.
         mean_input_len: mean prompt length of those, tokens; 0 when there were none.
     """

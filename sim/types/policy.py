@@ -88,14 +88,24 @@ class Router(abc.ABC):
 
 
 class Cluster:
-    """All instances, as `route` sees them; the routers are the configured ones."""
+    """All instances, as `route` sees them; the routers are the configured ones.
+
+    `entry` and `decode` list the instances that are up (`View.up`), at arrivals and after prefills;
+    who chooses from `instances` must leave out those that are down. A router never meets an empty
+    list: while no instance of that kind is up, requests are held by the engine, and prefilled ones
+    stay where they are. With `Policy.places_decode`, `route` is asked while any instance is up.
+    """
 
     def __init__(self, instances: Sequence[View], router: Router, decode_router: Router) -> None:
         self.instances = instances
         self.router = router
         self.decode_router = decode_router
-        self.entry = [i for i in instances if i.role != "decode"]
-        self.decode = [i for i in instances if i.role == "decode"]
+        self.update()
+
+    def update(self) -> None:
+        """List again which instances are up."""
+        self.entry = [i for i in self.instances if i.up and i.role != "decode"]
+        self.decode = [i for i in self.instances if i.up and i.role == "decode"]
 
 
 class Policy(abc.ABC):
@@ -119,7 +129,7 @@ class Policy(abc.ABC):
     """Whether it reads `request.predicted_output_len`; else no predictor runs."""
     places_decode: ClassVar[bool] = False
     """Whether `route` is asked at the end of every prefill, whatever the instance's role, and
-    `on_leave` for every request that leaves."""
+    `on_leave` for every request that leaves or is put back by a failure."""
 
     monitor_period_s: float = 0.0
     """How often the monitor samples the cluster for `on_monitor`; 0: never."""
@@ -135,11 +145,12 @@ class Policy(abc.ABC):
         return [Pool("mixed", cluster.gpus // cluster.min_tp, tp=cluster.min_tp)]
 
     def route(self, request: Request, cluster: Cluster) -> N:
-        """Return the id of the instance a request goes to.
+        """Return the id of the instance a request goes to, one that is up.
 
-        Asked at arrival, and again when a prefill instance has prefilled the prompt
-        (`request.prefilled` is not 0 then) for the instance that decodes: the same one means that
-        the request stays. With `places_decode` every instance asks, after a recompute too.
+        Asked at arrival, and when a failure puts the request back (`target_tokens` counts what it
+        has emitted, too); and when a prefill instance has prefilled the prompt (`request.prefilled`
+        is not 0 then) for the instance that decodes: the same one means that the request stays.
+        With `places_decode` every instance asks, after a recompute too.
         """
         if request.prefilled:
             return cluster.decode_router.pick(request, cluster.decode).id
@@ -166,9 +177,10 @@ class Policy(abc.ABC):
         """Take note of a snapshot. Between two of them `plan` stays pure."""
 
     def on_leave(self, request: Request) -> None:  # noqa: B027
-        """Take note of a request that has finished, was aborted or was rejected.
+        """Take note of a request that has left its instances.
 
-        Told only with `places_decode`.
+        It has finished, was aborted or was rejected, or a failure puts it back: `route` is asked
+        again then. Told only with `places_decode`.
         """
 
     def victim(self, view: View) -> Preemption:

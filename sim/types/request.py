@@ -45,6 +45,7 @@ class Request:
         "arrival_fs",
         "decode_instance",
         "emitted",
+        "failures",
         "first_token_fs",
         "held_blocks",
         "kv_offset",
@@ -80,9 +81,9 @@ class Request:
         self.predicted_output_len: N = 0
         self.preemptions: N = 0
         self.retries: N = 0
-        """Times the request was put back by an out-of-memory event or an instance failure."""
+        """Times the request was put back by an out-of-memory event."""
         self.home: View | None = None
-        """The instance that holds it."""
+        """The instance that holds it; None while no instance that is up can."""
 
         # What only the engine uses.
         self.state = WAITING
@@ -99,6 +100,8 @@ class Request:
         self.prefill_instance: N = -1
         self.decode_instance: N = -1
         self.emitted: N = 0
+        self.failures: N = 0
+        """Times the request was put back by the failure of an instance."""
         self.held_blocks: N = 0
         self.kv_offset: N = 0
         self.steps_at_join: N = 0

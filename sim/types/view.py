@@ -47,6 +47,7 @@ class View:
         "swapped",
         "total_blocks",
         "total_swap_blocks",
+        "up",
         "waiting",
     )
 
@@ -76,7 +77,8 @@ class View:
         self.paused: dict[N, Request] = {}
         self.swapped: dict[N, Request] = {}
         self.bridge: dict[N, Request] = {}
-        """Prefilled elsewhere, routed here, not yet accepted; their KV is held at the source."""
+        """Prefilled elsewhere, routed here, not yet accepted; their KV is held at the source.
+        Prefilled here: parked until a decode instance is up."""
         self.ready: dict[N, Request] = {}
         """Transferred here, not yet in the batch."""
         self.ready_blocks: N = 0
@@ -93,6 +95,8 @@ class View:
         """Requests routed here that have not left: waiting, running or swapped."""
         self.outstanding_tokens: N = 0
         """Prompt tokens of the outstanding requests."""
+        self.up = True
+        """Whether it serves; an instance that has failed holds nothing until it is repaired."""
 
     @property
     def num_running(self) -> N:

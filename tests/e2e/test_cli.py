@@ -127,6 +127,16 @@ def test_another_process_with_another_hash_seed_gives_the_same_bytes(config, tmp
     assert files_of(tmp_path / "1") == files_of(tmp_path / "2")
 
 
+def test_precision_adds_replications(cli, config):
+    status, out, err = cli(
+        "run", config, "policy=static", "--precision", "1%", "--of", "mean_e2el_ms",
+        "--max-replications", "12", "--json",
+    )  # fmt: skip
+    assert status == 0
+    assert json.loads(out)["n_replications"] == 12
+    assert "note: precision 1 % not reached with 12 replications" in err
+
+
 def test_roofline_works_for_any_pair_and_says_so(cli, config):
     status, out, err = cli(
         "run", config, "policy=continuous", "cluster.gpu=h200", "cluster.model=qwen3-32b",
@@ -219,6 +229,12 @@ def test_data_sets_are_listed(cli):
         (["run", "CONFIG", "policy=static", "run.sed=1"], "did you mean 'seed'?"),
         (["run", "CONFIG", "policy=static", "--out", "CONFIG/x"], "cannot be made"),
         (["run", "CONFIG", "policy=static", "workload.source=none.csv"], "none.csv"),
+        (["run", "CONFIG", "policy=static", "--precision", "2x"], "--precision: '2x'; valid: "),
+        (["run", "CONFIG", "policy=static", "--of", "duration"], "--precision is missing"),
+        (
+            ["compare", "CONFIG", "--precision", "2%", "--of", "p99_ttf_ms"],
+            "did you mean 'p99_ttft_ms'?",
+        ),
         (["compare", "CONFIG", "--policies", "static,nope"], "unknown policy 'nope'"),
         (["compare", "CONFIG", "--policies", ","], "valid: bucketserve, "),
         (["compare", "CONFIG", "--baseline", "nope"], "valid: static, continuous"),

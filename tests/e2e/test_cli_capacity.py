@@ -1,4 +1,4 @@
-"""`bucketsim capacity --placement` as a user calls it."""
+"""`bucketsim capacity` as a user calls it."""
 
 import json
 
@@ -91,10 +91,75 @@ def test_the_placement_serves_the_rate_when_run(cli, config, capsys):
     assert summary["slo_attainment"] == chosen["attainment_at_rate"]["total"]
 
 
+TWO = ("--policies", "continuous,distserve", "run.replications=2", "slo.ttft_ms=200")
+
+
+def test_capacity_by_bisection(cli, config, tmp_path):
+    out = tmp_path / "out"
+    status, text, err = cli(config, *TWO, "--out", out)
+    assert status == 0
+    assert "capacity" in text
+    assert "against continuous" in text
+    assert "n=2 replications" in text
+    assert "picture" in err
+    assert {p.name for p in out.iterdir()} == {
+        *("capacity.json", "capacity.png"),
+        *("continuous.yaml", "distserve.yaml"),
+    }
+    status, printed, _ = cli(config, *TWO, "--json")
+    assert status == 0
+    assert printed == (out / "capacity.json").read_text()
+
+
+def test_the_fewest_gpus(cli, config, tmp_path):
+    arguments = ("--rate", 20, "--price-per-gpu-hour", 2, "--gpus-per-node", 2, "--every-class")
+    status, text, _ = cli(config, *TWO, *arguments, "--out", tmp_path / "out")
+    assert status == 0
+    assert "20 requests/s of opt-13b" in text
+    assert text.count("fewest") == 2
+    assert "GPU-hours a day" in text
+    status, printed, _ = cli(config, *TWO, *arguments, "--json")
+    assert printed == (tmp_path / "out" / "sizing.json").read_text()
+    found = json.loads(printed)
+    assert found["every_class"] is True
+    assert found["policies"]["distserve"]["best"]["pools"][0]["role"] == "prefill"
+
+
+@pytest.mark.parametrize("arguments", [(), ("--rate", "5")])
+def test_a_bound_no_rate_can_meet_is_named(cli, config, arguments):
+    status, text, err = cli(config, "slo.ttft_ms=1", "run.replications=1", *arguments)
+    assert status == 1
+    assert "none" in text
+    said = err.splitlines()[-1]
+    assert said.startswith("bucketsim: error: distserve: no ")
+    assert "an attainment of 0.9" in said
+    assert "slo.ttft_ms (1 ms) fails: 0.0% of the requests meet it" in said
+
+
+def test_policies_without_a_capacity_are_told_beside_those_with_one(cli, config):
+    waits = "{name: static, max_batch_size: 200, fill_timeout_s: 100000}"
+    arguments = (f"policy=[continuous, {waits}]", "run.replications=1")
+    status, text, err = cli(config, *arguments)
+    assert status == 0
+    assert "none" in text
+    assert "note: static: no rate reaches an attainment of 0.9: at best 0" in err
+    assert "continuous: no rate" not in err
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        ((), "capacity by bisection comes with a later release; use --placement"),
+        (("slo={}",), "no bound is set to judge by; set slo.ttft_ms, slo.tpot_ms or slo.e2e_ms"),
+        (("workload.arrivals={process: all-at-once}",), "has no one rate to vary"),
+        (("--attainment", "0"), "--attainment: 0; valid"),
+        (("--width", "2"), "--width: 2 of the rate; valid"),
+        (("--max-rate", "2"), "--max-rate goes with --placement"),
+        (("--price-per-gpu-hour", "2"), "--price-per-gpu-hour goes with --rate"),
+        (("--rate", "3", "--price-per-gpu-hour", "-2"), "--price-per-gpu-hour: -2; valid"),
+        (("--rate", "0"), "--rate: 0 requests/s"),
+        (("--rate", "3", "--width", "0.1"), "--width does not go with --rate"),
+        (("--placement", "--every-class"), "--every-class does not go with --placement"),
+        (("--policies", "contnuous"), "contnuous"),
         (("slo.ttft_ms=null", "--placement"), "slo.ttft_ms is missing"),
         (("slo.tpot_ms=null", "--placement"), "slo.tpot_ms is missing"),
         (("policy=continuous", "--placement"), "'continuous' has no prefill and decode instances"),

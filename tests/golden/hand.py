@@ -14,7 +14,7 @@ the next. A request takes a block at the start of the step whose token finds its
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,11 +22,12 @@ import numpy as np
 import pytest
 
 import policies
+from sim.core.outages import Outages
 from sim.core.records import KINDS, RunRecord
 from sim.core.simulation import Simulation
 from sim.core.spec import InstanceSpec, Settings
 from sim.costs.simple import AffineCost
-from sim.types import FS_PER_S, CostModel, Policy, Trace
+from sim.types import FS_PER_S, CostModel, Policy, Trace, to_fs
 
 MS = 1e-3
 TOLERANCE_S = 1e-12
@@ -42,6 +43,18 @@ CONSTANT = AffineCost(prefill_base_s=0.010, prefill_token_s=0.001, decode_base_s
 """As `PRICES`, but every decode step takes 20 ms."""
 
 NEVER = float("nan")
+
+
+class Killed(Outages):
+    """Failures by hand: for each instance its (down, up) in ms."""
+
+    def __init__(self, *plan: Sequence[tuple[float, float]]) -> None:
+        self.plan = plan
+
+    def of(self, engine: int) -> Iterator[tuple[int, int]]:
+        """Yield the instance's list, in femtoseconds."""
+        own = self.plan[engine] if engine < len(self.plan) else ()
+        yield from ((to_fs(down * MS), to_fs(up * MS)) for down, up in own)
 
 
 @dataclass(frozen=True)
@@ -100,6 +113,13 @@ class Replay:
         assert [s[2:] for s in found] == [s[2:] for s in steps]
         assert [s[0] for s in found] == near([s[0] for s in steps])
         assert [s[1] for s in found] == near([s[1] for s in steps])
+
+    def check_outages(self, *outages: tuple[Any, ...]) -> None:
+        """Compare the outages: (instance, down, up, lost in a step, requests put back)."""
+        found = self.fused.outages
+        assert [(o.instance, o.requests) for o in found] == [(o[0], o[4]) for o in outages]
+        for at, name in enumerate(("start_s", "end_s", "lost_s"), 1):
+            assert [getattr(o, name) / MS for o in found] == near([o[at] for o in outages])
 
     def check_swaps(self, *swaps: tuple[Any, ...]) -> None:
         """Compare the copies: (start, duration, request, blocks, direction)."""
@@ -174,6 +194,7 @@ def check_equal(fused: RunRecord, stepped: RunRecord) -> None:
         assert np.array_equal(column, stepped.requests[name], equal_nan=nan), name
     assert fused.counters == stepped.counters
     assert fused.swaps == stepped.swaps
+    assert fused.outages == stepped.outages
     assert gaps_of(fused) == near(gaps_of(stepped))
     a, b = steps_of(fused), steps_of(stepped)
     assert [s[:1] + s[3:] for s in a] == [s[:1] + s[3:] for s in b]

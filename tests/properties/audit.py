@@ -70,6 +70,7 @@ def audited(cls: type[Policy], audit: Audit) -> type[Policy]:
     """Return `cls` with audits around its decisions."""
 
     def plan(self: Policy, view: View) -> Plan | None:
+        assert view.up, "plan() asked of an instance that is down"
         check_view(view, audit)
         before = _fingerprint(view)
         first = cls.plan(self, view)
@@ -97,7 +98,12 @@ def audited(cls: type[Policy], audit: Audit) -> type[Policy]:
     def route(self: Policy, request: Request, cluster: Cluster) -> int:
         for view in cluster.instances:
             assert 0 <= view.free_blocks <= view.total_blocks
-        return cls.route(self, request, cluster)
+        for listed, role in ((cluster.entry, False), (cluster.decode, True)):
+            up = [v for v in cluster.instances if v.up and (v.role == "decode") == role]
+            assert listed == up
+        chosen = cls.route(self, request, cluster)
+        assert cluster.instances[chosen].up, "route() to an instance that is down"
+        return chosen
 
     members: dict[str, Any] = {
         "plan": plan,
@@ -148,7 +154,7 @@ def _check_places(view: View, waiting: list[Request], running: list[Request]) ->
     assert not view.prefilling.keys() & view.paused.keys()
     if isinstance(view.waiting, Fifo):
         # Put back: in front of those that never ran, who stand as they came.
-        fresh = [r.id for r in waiting if not r.preemptions + r.retries]
+        fresh = [r.id for r in waiting if not r.preemptions + r.retries + r.failures]
         assert fresh == sorted(fresh)
         assert fresh == [r.id for r in waiting[len(waiting) - len(fresh) :]]
     for request in waiting:

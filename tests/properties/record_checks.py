@@ -13,9 +13,12 @@ from knotted import decode_price
 from scenarios import Scenario, policy_class
 from static_oracle import check_static
 
+from sim.core.failures import Failures
+from sim.core.instance import Instance
 from sim.core.records import DECODE, KINDS, STATIC_DECODE, RunRecord
 from sim.core.simulation import Simulation
-from sim.types import to_fs
+from sim.types import Request, to_fs
+from sim.types.request import BRIDGED
 
 TOLERANCE_S = 1e-9
 """Of times that went through a float twice; everything else is compared exactly."""
@@ -63,8 +66,30 @@ CASES = (
     "a priced KV copy",
     "a decode pool that is full",
     "a pulled request joins",
+    "a failure",
+    "a failure at an arrival",
+    "two failures at once",
+    "put back waiting",
+    "put back prefilling",
+    "put back decoding",
+    "put back paused",
+    "put back swapped",
+    "put back bridged",
+    "put back ready",
+    "put back in transfer",
+    "put back with its first token",
+    "a static batch that is killed",
+    "held, for nothing is up",
+    "parked, for no decode instance is up",
 )
 """What the generators must reach (design section 10)."""
+
+
+STATES = (
+    *("put back waiting", "put back prefilling", "put back decoding", "put back paused"),
+    *("put back swapped", "put back bridged", "put back ready"),
+)
+"""By state of a request."""
 
 
 @dataclass
@@ -90,7 +115,36 @@ def run(case: Scenario, fuse: bool = True) -> Run:
     audit = Audit(settings)
     policy = case.new_policy(audited(policy_class(case.policy), audit))
     sim = Simulation(case.trace, policy, case.specs, settings)
+    if sim.failures is not None:
+        _watch(sim.failures, audit)
     return Run(case, sim.run(), sim, audit)
+
+
+def _watch(failures: Failures, audit: Audit) -> None:
+    """Note what failures meet."""
+    put_back, entry, route_parked = failures._put_back, failures.entry, failures._route_parked
+
+    def seen_put_back(request: Request, now: int) -> None:
+        moving = request.transfer_start_fs >= 0 > request.transfer_end_fs
+        in_transfer = request.state == BRIDGED and moving
+        audit.labels["put back in transfer" if in_transfer else STATES[request.state]] += 1
+        put_back(request, now)
+        audit.labels["put back with its first token"] += request.first_token_fs >= 0
+
+    def seen_entry(request: Request) -> Instance | None:
+        found = entry(request)
+        audit.labels["held, for nothing is up"] += found is None
+        return found
+
+    def seen_route_parked(now: int) -> None:
+        for instance in failures.sim.instances:
+            parked = [r for r in instance.bridge.values() if r.source == instance.id]
+            audit.labels["parked, for no decode instance is up"] += len(parked)
+        route_parked(now)
+
+    failures._put_back = seen_put_back  # type: ignore[method-assign]
+    failures.entry = seen_entry  # type: ignore[method-assign]
+    failures._route_parked = seen_route_parked  # type: ignore[method-assign]
 
 
 # -- steps ----------------------------------------------------------------------------------------
@@ -129,6 +183,7 @@ def assert_same(a: RunRecord, b: RunRecord) -> None:
     assert a.counters == b.counters
     assert a.swaps == b.swaps
     assert a.end_s == b.end_s
+    assert a.outages == b.outages
     np.testing.assert_array_equal(a.gaps_s, b.gaps_s)
     x_steps, y_steps = expand(a.steps), expand(b.steps)
     for name in COLUMNS:
@@ -149,6 +204,7 @@ def check(done: Run) -> None:
     _check_steps(done)
     _check_static(done)
     _check_counters(done)
+    _check_outages(done)
     if done.scenario.options["horizon_s"] is None:
         _check_all_gone(done)
 
@@ -230,7 +286,9 @@ def _check_steps(done: Run) -> None:
         mine = steps["instance"] == instance
         assert (steps["start_s"][mine][1:] >= ends_s[mine][:-1] - TOLERANCE_S).all()
     entries = [dict(zip(steps.dtype.names or (), row, strict=True)) for row in steps.tolist()]
-    for entry in entries:
+    free_s: dict[int, float] = {}
+    for entry, end_s in zip(entries, ends_s.tolist(), strict=True):
+        since_s, free_s[entry["instance"]] = free_s.get(entry["instance"], 0.0), end_s
         expected_fs = done.audit.prices.get((entry["instance"], entry["start_s"]))
         if entry["kind"] == STATIC_DECODE:
             _check_static_price(done, entry)
@@ -240,14 +298,16 @@ def _check_steps(done: Run) -> None:
             assert entry["first_fs"] == expected_fs, KINDS[entry["kind"]]
             done.audit.labels["a priced step"] += 1
         elif entry["kind"] == DECODE:
-            _check_price_after_changes(done, entry)
+            _check_price_after_changes(done, entry, since_s)
 
 
 def _check_static(done: Run) -> None:
     """Static batches hold, charge and lose what a row-by-row account says."""
     scenario, stopped = done.scenario, done.scenario.options["horizon_s"] is not None
     outputs, steps = scenario.trace.output_len.tolist(), expand(done.record.steps)
-    check_static(done.audit.batches, scenario.specs, outputs, steps, stopped)
+    failed = [(o.instance, o.start_s) for o in done.record.outages]
+    killed = check_static(done.audit.batches, scenario.specs, outputs, steps, stopped, failed)
+    done.audit.labels["a static batch that is killed"] += killed
 
 
 def _check_static_price(done: Run, entry: dict[str, Any]) -> None:
@@ -259,16 +319,20 @@ def _check_static_price(done: Run, entry: dict[str, Any]) -> None:
     assert last_fs == decode_price(cost, batch, kv + later * batch)
 
 
-def _check_price_after_changes(done: Run, entry: dict[str, Any]) -> None:
+def _check_price_after_changes(done: Run, entry: dict[str, Any], since_s: float) -> None:
     """A decode step after evictions and the like: the KV copies made then, and the decodes.
 
-    `kv_tokens` counts paused and half-prefilled requests too, so it bounds what the batch holds.
+    The copies were made since the step before, at `since_s`, or the last repair. `kv_tokens` counts
+    paused and half-prefilled requests too, so it bounds what the batch holds.
     """
     cost, batch = done.scenario.specs[entry["instance"]].cost, entry["decode_requests"]
     copied_s = 0.0
+    for outage in done.record.outages:
+        if outage.instance == entry["instance"] and outage.end_s <= entry["start_s"]:
+            since_s = max(since_s, outage.end_s)
     for start_s, duration_s, instance, *_ in done.record.swaps:
-        begins_s = entry["start_s"] + copied_s
-        if instance == entry["instance"] and abs(start_s - begins_s) < TOLERANCE_S:
+        late_s = entry["start_s"] + copied_s + TOLERANCE_S
+        if instance == entry["instance"] and since_s - TOLERANCE_S < start_s < late_s:
             copied_s += duration_s
     held = entry["kv_tokens"]
     lowest = 0 if done.audit.labels["a partial prompt"] else held
@@ -294,8 +358,27 @@ def _check_counters(done: Run) -> None:
     assert done.record.steps["prefill_tokens"].sum() >= prompts
 
 
+def _check_outages(done: Run) -> None:
+    """No step runs on an instance that is down; every request put back is counted."""
+    record = done.record
+    ends_s = record.steps["start_s"] + row_ends_fs(record.steps) / 1e15
+    for outage in record.outages:
+        assert outage.end_s >= outage.start_s
+        assert outage.lost_s >= 0
+        mine = record.steps["instance"] == outage.instance
+        before = ends_s[mine] <= outage.start_s + TOLERANCE_S
+        after = record.steps["start_s"][mine] >= outage.end_s - TOLERANCE_S
+        assert (before | after).all()
+    put_back = sum(outage.requests for outage in record.outages)
+    retries = record.requests["retries"].sum()
+    assert retries >= put_back
+    assert record.counters["oom_events"] or retries == put_back
+    assert record.counters["failures"] == len(record.outages)
+
+
 def _check_all_gone(done: Run) -> None:
     """A run that drained leaves every instance as it was."""
+    assert done.sim.failures is None or not done.sim.failures.held
     for instance in done.sim.instances:
         assert instance.free_blocks == instance.total_blocks
         assert instance.free_swap_blocks == instance.total_swap_blocks
@@ -333,6 +416,10 @@ def labels(done: Run) -> Counter[str]:
     found["a span of many steps"] += (record.steps["n_steps"] > 1).sum()
     found["steps beyond the fitted range"] += counters["extrapolated_steps"]
     found.update(_coincidences(done))
+    fails = [outage.start_s for outage in record.outages]
+    found["a failure"] += len(fails)
+    found["a failure at an arrival"] += len(set(fails) & set(columns["arrival_s"].tolist()))
+    found["two failures at once"] += len(fails) - len(set(fails))
     return +found
 
 

@@ -15,10 +15,12 @@ from typing import Any, cast
 import numpy as np
 from chaos import Chaos
 from knotted import KnottedCost
+from planned import FirstOutages, PlannedOutages
 from pydantic import BaseModel
 from random_configs import random_config
 
 import policies
+from sim.core.outages import ExponentialOutages, Outages
 from sim.core.predictors import make_predictor
 from sim.core.routers import ROUTERS
 from sim.core.spec import InstanceSpec, Settings
@@ -120,7 +122,9 @@ def scenario(seed: int, policy: str, exact: bool = False) -> Scenario:
         trace = replace(trace, arrival_s=None)
     config = random_config(policy_class(policy).Config, rng, unit_s, policy)
     made = Scenario(policy, config, trace, [], options, unit_s)
-    return made.but(specs=_specs(rng, made, costs, block_size))
+    made = made.but(specs=_specs(rng, made, costs, block_size))
+    options["outages"] = _outages(Random(f"failures/{policy}/{seed}"), made, late_s, exact)
+    return made
 
 
 # -- parts ----------------------------------------------------------------------------------------
@@ -187,6 +191,26 @@ def _options(rng: Random, unit_s: float) -> dict[str, Any]:
         options["concurrency"] = rng.choice([1, 3, 10])
         options["think_s"] = unit_s * rng.choice([0, 0.5, 2])
     return options
+
+
+def _outages(rng: Random, made: Scenario, late_s: float, exact: bool) -> Outages | None:
+    """Return no failures for most runs; planned ones coincide with other events."""
+    if rng.random() < 0.7:
+        return None
+    unit_s, engines = made.unit_s, len(made.specs)
+    if not exact and rng.random() < 0.5:
+        mtbf_s, repair_s = (unit_s * rng.choice(units) for units in ([50, 200], [1, 20]))
+        return FirstOutages(ExponentialOutages(mtbf_s, repair_s, rng.randint(0, 9)), 10)
+    plan: list[list[tuple[int, int]]] = []
+    for _ in range(engines):
+        at, one = late_s, []
+        for _ in range(rng.choice([0, 1, 1, 3])):
+            down_s = at + unit_s * rng.choice([0, 1, 3, rng.randint(1, 60)])
+            at = down_s + unit_s * rng.choice([1, 4, 30])
+            one.append((to_fs(down_s), to_fs(at)))
+            at += unit_s
+        plan.append(one)
+    return PlannedOutages(plan)
 
 
 def _maybe(rng: Random, chance: float, units: list[int], unit_s: float) -> float | None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 from knotted import ScaledCost
+from planned import PlannedOutages
 from pydantic import BaseModel
 from scenarios import DUMMY_LEN, Scenario
 
@@ -31,6 +32,8 @@ def doubled(case: Scenario) -> Scenario:
 def _doubled_option(key: str, value: Any) -> Any:
     if key == "link_bytes_per_s":
         return value / 2
+    if isinstance(value, PlannedOutages):
+        return value.doubled()
     if isinstance(value, list):
         return [2 * each for each in value]
     return 2 * value if _is_time(key, value) else value

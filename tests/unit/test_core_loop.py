@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import simpy
 
-from sim.core.loop import ABORT, ARRIVAL, INSTANCE, Timer, new_environment, steps_to_cover
+from sim.core.loop import ABORT, ARRIVAL, FAILURE, INSTANCE, Timer, new_environment, steps_to_cover
 
 # -- steps_to_cover ---------------------------------------------------------------------------
 
@@ -122,7 +122,7 @@ def test_a_timer_that_is_not_armed_again_breaks_loudly():
 
 
 def test_events_at_one_instant_come_in_the_order_of_the_design():
-    assert 0 < ARRIVAL < ABORT < INSTANCE
+    assert 0 < FAILURE < ARRIVAL < ABORT < INSTANCE
     env = new_environment()
     order: list[int] = []
 
@@ -132,11 +132,11 @@ def test_events_at_one_instant_come_in_the_order_of_the_design():
 
         return Timer(env, fire, priority)
 
-    # Inserted in the wrong order: instances by index, then an abort, then an arrival.
-    for priority in (INSTANCE + 2, INSTANCE, INSTANCE + 1, ABORT, ARRIVAL):
+    # Inserted in the wrong order: instances, then an abort, an arrival and a failure.
+    for priority in (INSTANCE + 2, INSTANCE, INSTANCE + 1, ABORT, ARRIVAL, FAILURE):
         timer(priority).at(7)
     env.run()
-    assert order == [ARRIVAL, ABORT, INSTANCE, INSTANCE + 1, INSTANCE + 2]
+    assert order == [FAILURE, ARRIVAL, ABORT, INSTANCE, INSTANCE + 1, INSTANCE + 2]
 
 
 def test_the_clock_does_not_lose_a_femtosecond_in_a_day():

@@ -82,6 +82,32 @@ def test_what_users_typed_is_not_markup():
     assert "[red]x[/red]" in printed(result_table(summary("[red]x[/red]", 1)))
 
 
+def test_one_run_says_how_many_batches_its_intervals_are_from():
+    batches = {"batch_means": {"a": {"batches": 40}, "b": {"batches": 10}, "c": {"batches": 20}}}
+    text = printed(result_table(summary("static", 120) | {"n_replications": 1} | batches))
+    assert "120 ± 2" in text
+    assert "n=1: mean ± half of the 95 % interval by batch means (10-40 batches of one run)" in text
+
+
+def test_backlogged_runs_are_doubted():
+    assert "may be too narrow" in printed(result_table(summary("static", 120, "backlogged")))
+    assert "may be too narrow" not in printed(result_table(summary("static", 120)))
+
+
+def test_the_ranking_stands_below():
+    pair = {"better": "b", "worse": "a", "wins": 3, "n": 3, "percent": -9.0, "p_holm": 0.01}
+    pair |= {"percent_ci_low": -10.0, "percent_ci_high": -8.0, "significant": True}
+    ranking = {"higher_is_better": False, "order": ["b", "a"], "pairs": [pair]}
+    comparison = {
+        "baseline": "a",
+        "policies": {label: summary(label, 1) for label in "ab"},
+        "differences": {"b": {}},
+        "rankings": {"mean_e2el_ms": ranking},
+    }
+    text = printed(comparison_table(comparison))
+    assert "b < a in 3 of 3 seeds, -9.0 % [-10.0, -8.0], p = 0.010" in text
+
+
 def figures(arrived, share, ttft_ms):
     values = {"arrived": arrived, "slo_attainment": share, "p99_ttft_ms": ttft_ms}
     ends = {f"{k}_ci_{end}": v for k, v in values.items() for end in ("low", "high")}
@@ -111,13 +137,15 @@ def test_classes_of_a_comparison_have_a_row_for_each_policy():
         "a": summary("a", 1) | {"classes": CLASSES},
         "b": summary("b", 1, "overloaded") | {"classes": other},
     }
+    change = {"slo_attainment": {"diff": -0.47, "ci_low": -0.49, "ci_high": -0.45}}
+    differences = {"b": {"classes": {"source": {"[chat]": change}}}}
     text = printed(
-        comparison_table({"baseline": "a", "policies": policies, "differences": {"b": {}}})
+        comparison_table({"baseline": "a", "policies": policies, "differences": differences})
     )
     lines = text.splitlines()
     first = next(at for at, line in enumerate(lines) if "[chat]" in line)
-    assert lines[first].split() == ["source", "[chat]", "a", "8", "97", "300"]
-    assert lines[first + 1].split() == ["b", "8", "50", "900*"]
+    assert lines[first].split() == ["source", "[chat]", "a", "8", "97", "300", "-"]
+    assert lines[first + 1].split() == ["b", "8", "50", "900*", "-47.0", "pt", "±", "2.0"]
     assert lines[first + 3].split()[:2] == ["b", "-"]  # it served no book
 
 

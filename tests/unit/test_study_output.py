@@ -89,6 +89,7 @@ def test_a_comparison_has_a_folder_for_each_label(tmp_path):
     assert {p.name for p in tmp_path.iterdir()} == {"static", "small", "comparison.json"}
     comparison = json.loads((tmp_path / "comparison.json").read_text())
     assert list(comparison["differences"]) == ["small"]
+    assert set(comparison["rankings"]["mean_ttft_ms"]["order"]) == {"static", "small"}
     again = load_config(tmp_path / "small" / "config.yaml")
     assert [(p.label, p.params.max_batch_size) for p in again.policies] == [("small", 2)]
 

@@ -7,8 +7,9 @@ from sim.core.simulation import simulate
 from sim.study.build import build, settings
 from sim.study.config import resolve
 from sim.study.files import json_text
-from sim.study.metrics import itl_runs
-from sim.study.run import compare, requests_of, run, saturation_rate
+from sim.study.metrics import itl_runs, steady_series
+from sim.study.precision import Precision
+from sim.study.run import compare, frame, requests_of, run, saturation_rate
 from sim.types import BadInput
 
 
@@ -82,6 +83,122 @@ def test_differences_are_to_the_baseline():
     difference = comparison.differences["static"]["mean_ttft_ms"]
     assert difference["diff"] == pytest.approx(np.mean(static) - np.mean(continuous))
     assert difference["n"] == 3
+
+
+def test_policies_are_ranked_on_the_same_requests():
+    chosen = experiment(["static", "continuous"], run={"replications": 3})
+    ranking = compare(chosen).rankings["mean_e2el_ms"]
+    assert ranking["order"] == ["continuous", "static"]
+    assert ranking["pairs"][0]["wins"] == 3
+
+
+def test_every_policy_of_a_replication_loses_the_longest_warm_up():
+    sections = {"workload": {"num_requests": 300}, "run": {"replications": 2, "warmup": "mser5"}}
+    alone = [run(experiment(name, **sections)) for name in ("static", "continuous")]
+    own = [[s["warmup_s"] for s in result.summaries] for result in alone]
+    assert own[0] != own[1]
+    both = experiment(["static", "continuous"], **sections)
+    comparison = compare(both)
+    for result in comparison.results:
+        cuts = [s["warmup_s"] for s in result.summaries]
+        assert cuts == [max(pair) for pair in zip(*own, strict=True)]
+        for replication, cut in zip(result.replications, cuts, strict=True):
+            arrived = (replication.record.requests["arrival_s"] >= cut).sum()
+            counted = [c["arrived"] for c in replication.summary["classes"]["source"].values()]
+            assert sum(counted) == arrived
+    assert any(f"in the first {min(cuts):.4g} to" in note for note in comparison.results[0].notes)
+    assert same(comparison.differences, compare(both, jobs=2).differences)
+
+
+def test_warm_ups_that_do_not_end_are_said_to():
+    result = run(
+        experiment(
+            "static",
+            workload={"num_requests": 400, **arrivals("poisson", rate=20)},
+            run={"replications": 2, "warmup": "mser5"},
+        )
+    )
+    assert any("more than half of 2 of 2 replications" in note for note in result.notes)
+
+
+def test_a_fixed_warm_up_and_mser5_exclude_each_other():
+    with pytest.raises(BadInput, match=r"warmup: mser5 and warmup_s 3\.0 exclude each other"):
+        experiment(run={"warmup": "mser5", "warmup_s": 3})
+
+
+def test_replications_are_added_until_the_figures_are_precise():
+    chosen = experiment(run={"replications": 2})
+    precise = run(chosen, precision=Precision(0.02, ("mean_tpot_ms",)))
+    n = precise.summary["n_replications"]
+    low, mean = precise.summary["mean_tpot_ms_ci_low"], precise.summary["mean_tpot_ms"]
+    assert 10 < n < 100
+    assert mean - low <= 0.02 * mean
+    assert precise.experiment.run.replications == n
+    assert precise.experiment.origin("run.replications") == "--precision"
+    assert same(precise.summary, run(precise.experiment).summary)
+    parallel = run(chosen, jobs=2, precision=Precision(0.02, ("mean_tpot_ms",)))
+    assert same(precise.summary, parallel.summary)
+
+
+def test_policies_get_equally_many_replications_and_the_cap_is_told():
+    chosen = experiment(["static", "continuous"])
+    comparison = compare(chosen, precision=Precision(0.001, cap=12))
+    assert [r.summary["n_replications"] for r in comparison.results] == [12, 12]
+    for result in comparison.results:
+        assert any("0.1 % not reached with 12 replications" in note for note in result.notes)
+
+
+def test_an_unknown_figure_ends_the_run_at_once():
+    seen = []
+    with pytest.raises(BadInput, match="--of: unknown key 'ttft'"):
+        run(
+            experiment(),
+            progress=lambda *done: seen.append(done),
+            precision=Precision(0.1, ("ttft",)),
+        )
+    assert seen == [(1, 1)]
+
+
+def test_one_long_run_has_intervals_from_batches():
+    sections = {"workload": {"num_requests": 2000}, "slo": {"ttft_ms": 200}}
+    one = run(experiment(run={"replications": 1}, **sections)).summary
+    keys = {"mean_ttft_ms", "mean_tpot_ms", "mean_e2el_ms", "slo_attainment", "slo_attainment_ttft"}
+    keys |= {"steady_request_throughput", "steady_output_throughput", "request_goodput"}
+    assert set(one["batch_means"]) == keys
+    many = run(experiment(run={"replications": 10}, **sections)).summary
+    assert "batch_means" not in many
+    for key in keys:
+        low, high = one[f"{key}_ci_low"], one[f"{key}_ci_high"]
+        assert low < one[key] < high
+        assert low < many[f"{key}_ci_high"]
+        assert high > many[f"{key}_ci_low"]
+        # One run is worth as much as ten that are a tenth as long, so sqrt(10) wider than these.
+        assert 1 < (high - low) / (many[f"{key}_ci_high"] - many[f"{key}_ci_low"]) < 10
+    assert np.isnan(one["p99_ttft_ms_ci_low"])
+
+
+@pytest.mark.parametrize("sections", [{"warmup_s": 10.0}, {"stop": "horizon", "horizon_s": 20.0}])
+def test_batches_are_of_the_values_that_the_figures_are_means_of(sections):
+    chosen = experiment(
+        slo={"ttft_ms": 60},
+        run=sections,
+        workload={"num_requests": 800, **arrivals("poisson", rate=20)},
+    )
+    result = run(chosen)
+    cut_s = chosen.run.warmup_s
+    for replication in result.replications:
+        series = steady_series(replication.record, frame(chosen, result.setup, cut_s))
+        assert len(series) == 8 or "stop" in sections  # too few completions to count in slices
+        for key, values in series.items():
+            assert values.mean() == pytest.approx(replication.summary[key])
+
+
+def test_correlated_batches_are_told():
+    over = experiment(
+        workload={"num_requests": 1500, **arrivals("poisson", rate=20)}, run={"replications": 1}
+    )
+    notes = run(over).notes
+    assert any("batch means of mean_ttft_ms" in note and "correlated" in note for note in notes)
 
 
 POLICIES = (

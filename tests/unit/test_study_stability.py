@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from sim.study.stability import verdict
+from sim.study.stability import effective_requests, verdict
 
 N = 3000
 
@@ -58,3 +58,16 @@ def test_all_at_once_is_a_backlog():
     assert verdict(records, 0.0, 100.0) == "backlogged"
     records["prefill_start_s"][:] = 0.0
     assert verdict(records, 0.0, 100.0) == "stable"
+
+
+def test_effective_requests_are_fewer_when_the_queue_persists():
+    rng = np.random.default_rng(0)
+    assert 2000 < effective_requests(rng.exponential(1.0, 4000)) <= 4000
+    worth = [
+        effective_requests(np.subtract(r["prefill_start_s"], r["arrival_s"]))
+        for r in (queue(load, seed=1) for load in (0.3, 0.7, 0.95))
+    ]
+    assert worth[0] > 2 * worth[1] > 4 * worth[2]
+    assert 15 < effective_requests(np.arange(4000.0)) < 25
+    assert effective_requests(np.ones(4000)) == 4000
+    assert np.isnan(effective_requests(np.ones(99)))

@@ -1,0 +1,165 @@
+"""What a worker does with a task of a sweep; the same code under every backend."""
+
+from __future__ import annotations
+
+import gc
+import hashlib
+import json
+import os
+import time
+import traceback
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from importlib.metadata import version
+from pathlib import Path
+
+from sim import __version__
+from sim.study.config import Experiment, resolve
+from sim.study.output import peak_rss_bytes
+from sim.study.provenance import PACKAGES
+from sim.study.run import replicate
+from sim.study.shards import Task, shard_bytes, write_shard
+from sim.types import BadInput, SimulationError
+
+TOKEN = ".running"
+"""File of the sweep's folder by which a worker finds out whether it sees the same folder."""
+
+COLLECT_S, COLLECT_NAME = 1.0, "0"
+"""A simulation leaves cycles, which Python looks for ever more rarely the more there is. Looking
+takes some 40 ms: after tasks that took longer than this, and one of 16 of the others, by name."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """What the tasks of a sweep share.
+
+    Attributes:
+        folder: of the sweep, absolute.
+        root: where relative paths in the config start.
+        source: the config's file, for error messages.
+        token: content of the token file.
+        packages: versions that have to be equal on every node.
+    """
+
+    folder: str
+    root: str
+    source: str
+    token: str
+    packages: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a task.
+
+    Attributes:
+        name: of the task.
+        error: why it failed, one line; None: it did not.
+        trace: traceback, of an error nobody foresaw.
+        content: the shard, if the worker does not see the sweep's folder.
+        unwritten: why the shard could not be written.
+        wall_s: time it took, seconds.
+        pid: of the worker.
+        peak_rss_bytes: largest memory the worker has held so far.
+    """
+
+    name: str
+    error: str | None = None
+    trace: str | None = None
+    content: bytes | None = None
+    unwritten: str | None = None
+    wall_s: float = 0.0
+    pid: int = 0
+    peak_rss_bytes: int = 0
+
+
+@cache
+def packages() -> dict[str, str]:
+    """Return the versions that could change a result."""
+    return {"bucketsim": __version__} | {name: version(name) for name in PACKAGES}
+
+
+def run_task(job: Job, task: Task) -> Outcome:
+    """Run a task and write its shard; errors are part of the outcome."""
+    began = time.perf_counter()
+    content = unwritten = error = trace = None
+    try:
+        _check_node(job, task)
+        content = shard_of(job, task)
+    except (BadInput, SimulationError) as known:
+        error = str(known)
+    except Exception as unknown:
+        error = f"{type(unknown).__name__}: {unknown}"
+        trace = traceback.format_exc()
+    if content is not None and _sees(job):
+        try:
+            write_shard(Path(job.folder), task.name, content)
+        except BadInput as problem:
+            unwritten = str(problem)
+        content = None
+    wall_s = time.perf_counter() - began
+    if wall_s > COLLECT_S or task.name.startswith(COLLECT_NAME):
+        gc.collect()
+    return Outcome(
+        task.name, error, trace, content, unwritten, wall_s, os.getpid(), peak_rss_bytes()
+    )
+
+
+def run_chunk(job: Job, tasks: tuple[Task, ...]) -> list[Outcome]:
+    """Run several tasks, one after the other."""
+    return [run_task(job, task) for task in tasks]
+
+
+def shard_of(job: Job, task: Task) -> bytes:
+    """Simulate a task and return its shard."""
+    experiment = experiment_of(job, task)
+    replication = replicate(experiment, experiment.policies[0], task.replication)
+    return shard_bytes(task, replication.summary)
+
+
+def experiment_of(job: Job, task: Task) -> Experiment:
+    """Return what a task simulates."""
+    return resolve(json.loads(task.config), job.source)
+
+
+def file_hash(path: str) -> str:
+    """Return the SHA-256 of a file.
+
+    Raises:
+        BadInput: it cannot be read.
+    """
+    try:
+        stat = os.stat(path)
+        return _hash(os.path.abspath(path), (stat.st_mtime_ns, stat.st_size))
+    except OSError as error:
+        raise BadInput(f"{path}: cannot be read: {error.strerror}") from None
+
+
+@cache
+def _hash(path: str, _state: tuple[int, int]) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _check_node(job: Job, task: Task) -> None:
+    """Refuse to run where the result could be another one."""
+    here = packages()
+    if here != job.packages:
+        name = next(n for n in job.packages if here.get(n) != job.packages[n])
+        raise BadInput(
+            f"node {os.uname().nodename}: {name} {here.get(name)}, the sweep runs with "
+            f"{job.packages[name]}; install equal versions on all nodes"
+        )
+    if task.files and os.getcwd() != job.root and os.path.isdir(job.root):
+        os.chdir(job.root)
+    for path, digest in task.files.items():
+        if file_hash(path) != digest:
+            raise BadInput(f"node {os.uname().nodename}: {path} has another content here")
+
+
+def _sees(job: Job) -> bool:
+    try:
+        return (Path(job.folder) / TOKEN).read_text() == job.token
+    except OSError:
+        return False
