@@ -28,7 +28,8 @@ check: setup ## lint, format, types and the import contracts
 	$(BIN)/lint-imports
 
 test-slow: setup ## the full counts of every bar (< 30 min on 2 cores)
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -m "slow and not alone" -n auto
+	$(BIN)/python -m pytest -m alone
 
 mutate: setup ## flip some 50 lines; every flip must be caught (< 5 min)
 	$(BIN)/python tests/mutate.py

@@ -16,7 +16,7 @@ def pytest_addoption(parser):
 
 def pytest_configure(config):
     path = config.getoption("--evidence")
-    if path:
+    if path and not hasattr(config, "workerinput"):  # the process that hears of all tests
         config.pluginmanager.register(Evidence(Path(path)))
 
 

@@ -190,6 +190,7 @@ def test_a_killed_measurement_goes_on(tmp_path):
     assert {key: after[key] for key in before} == before
 
 
+@pytest.mark.alone
 @pytest.mark.slow
 @pytest.mark.parametrize("attempt", range(3))
 def test_the_fit_on_the_cpu_predicts_what_it_did_not_see(cli, tmp_path, attempt, record_property):

@@ -30,6 +30,7 @@ def review_s(n_max: int, theta: float, crowded: bool) -> tuple[float, dict[str, 
     return elapsed_s, {name: n - before[name] for name, n in queue.operation_counts.items()}
 
 
+@pytest.mark.alone
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("what", "n_max", "theta", "crowded", "changes"),

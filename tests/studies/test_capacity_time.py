@@ -25,6 +25,7 @@ MOST_S = 180.0
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 def test_five_policies_on_a_mixed_workload(record_property):
     began = time.perf_counter()
     found = capacities(resolve(CONFIG, "bar"), Target(0.9), jobs=2)

@@ -31,6 +31,7 @@ run: {{replications: {REPLICATIONS}}}
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 def test_all_policies_in_one_comparison(tmp_path, record_property):
     config, out = tmp_path / "all.yaml", tmp_path / "out"
     config.write_text(CONFIG)

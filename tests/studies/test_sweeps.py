@@ -100,6 +100,7 @@ def children(pid):
     return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
+@pytest.mark.alone
 def test_a_thousand_points_in_two_minutes(tmp_path, record_property):
     config = write_config(tmp_path, 1000, 2000)
     began = time.monotonic()
@@ -129,6 +130,7 @@ def test_a_thousand_points_in_two_minutes(tmp_path, record_property):
     assert wall_s < MAX_WALL_S
 
 
+@pytest.mark.alone
 def test_two_processes_against_one(tmp_path, record_property):
     config = write_config(tmp_path, 250, 2000)
     ratios = []
