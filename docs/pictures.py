@@ -23,7 +23,7 @@ from sim.core.records import KINDS, RunRecord
 from sim.core.simulation import simulate
 from sim.study.build import build, settings
 from sim.study.config import resolve
-from sim.study.metrics import span_seconds
+from sim.study.statistics.metrics import span_seconds
 from sim.types import Trace
 
 OUT = Path(__file__).parent / "img" / "policies"

@@ -17,9 +17,9 @@ from sim.cli.study import _chosen as chosen
 from sim.cli.study import _load as load
 
 if TYPE_CHECKING:
-    from sim.study.attainment import Target
+    from sim.study.capacity.attainment import Target
+    from sim.study.capacity.sizing import Sized
     from sim.study.config import Experiment
-    from sim.study.sizing import Sized
 
 PLACEMENT_MAX_RATE, PLACEMENT_WIDTH = 16.0, 0.5
 """Defaults of DistServe's search, requests/s per GPU."""
@@ -96,7 +96,7 @@ def capacity(
     if placement:
         _place(experiment, rate, algorithm, attainment, gpus_per_node, max_rate, width, json)
         return
-    from sim.study.attainment import Target
+    from sim.study.capacity.attainment import Target
 
     if policies is not None:
         experiment = replace(experiment, policies=chosen(experiment, policies))
@@ -139,8 +139,8 @@ def _highest(
     jobs: int,
 ) -> None:
     from sim.report.capacity import capacity_table, draw_capacity
-    from sim.study.capacity import WIDTH, capacities
-    from sim.study.capacity_output import capacity_content, none_line, write_capacity
+    from sim.study.capacity.output import capacity_content, none_line, write_capacity
+    from sim.study.capacity.search import WIDTH, capacities
     from sim.study.files import output_folder
     from sim.types.errors import SimulationError
 
@@ -175,9 +175,9 @@ def _fewest(
     jobs: int,
 ) -> None:
     from sim.report.capacity import sizes_table
-    from sim.study.capacity_output import short_line, sizes_content
+    from sim.study.capacity.output import short_line, sizes_content
+    from sim.study.capacity.sizing import Demand, size
     from sim.study.files import output_folder, write_json
-    from sim.study.sizing import Demand, size
     from sim.types.errors import SimulationError
 
     demand = Demand(rate, target, gpus_per_node)
@@ -223,7 +223,7 @@ def _place(
     width: float | None,
     json: bool,
 ) -> None:
-    from sim.study.placement import Search, configured_rate_per_s, place
+    from sim.study.capacity.placement import Search, configured_rate_per_s, place
     from sim.types.errors import SimulationError
 
     rate_per_s = configured_rate_per_s(experiment) if rate is None else rate

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from sim.cli.show import notices, say, show_columns, show_json
 
 if TYPE_CHECKING:
-    from sim.study.placement import Candidate, Found, Layout, Placement
+    from sim.study.capacity.placement import Candidate, Found, Layout, Placement
 
 NAMED = 4
 """Skipped layouts that are named with a reason they share."""

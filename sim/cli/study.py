@@ -12,8 +12,8 @@ from sim.cli.show import notices, progress, say, show, show_json
 
 if TYPE_CHECKING:
     from sim.study.config import Experiment, PolicyChoice
-    from sim.study.precision import Precision
     from sim.study.run import StudyResult
+    from sim.study.statistics.precision import Precision
 
 Config = Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML of the experiment.")]
 Overrides = Annotated[
@@ -144,7 +144,7 @@ def _load(config: Path, overrides: list[str] | None, roofline: bool) -> Experime
 def _precision(text: str | None, of: str | None, cap: int | None) -> Precision | None:
     if text is None and of is None and cap is None:
         return None
-    from sim.study.precision import DEFAULT_CAP, parse_precision
+    from sim.study.statistics.precision import DEFAULT_CAP, parse_precision
     from sim.types import BadInput
 
     if text is None:

@@ -13,9 +13,9 @@ from sim.cli.show import progress, say, show_columns, show_json
 from sim.cli.study import Config, Json, Overrides
 
 if TYPE_CHECKING:
-    from sim.study.backends import Backend
-    from sim.study.results import SweepResults
-    from sim.study.sweep import Progressed, Sweep
+    from sim.study.sweeps.backends import Backend
+    from sim.study.sweeps.results import SweepResults
+    from sim.study.sweeps.sweep import Progressed, Sweep
 
 SHOWN_POINTS = 50
 """Points that a sweep prints at its end; `results` prints all."""
@@ -61,8 +61,8 @@ def sweep(
     json: Json = False,
 ) -> None:
     """Run the points of the config's sweep section; each task's result is a file of its own."""
-    from sim.study.backends import open_backend
-    from sim.study.sweep import plan_sweep
+    from sim.study.sweeps.backends import open_backend
+    from sim.study.sweeps.sweep import plan_sweep
 
     planned = plan_sweep(config, overrides or (), indices)
     workers = open_backend(backend.value, address, jobs)
@@ -86,7 +86,7 @@ def results(
     if sql is not None:
         _query(folder, sql, json)
         return
-    from sim.study.results import point_summaries, read_results
+    from sim.study.sweeps.results import point_summaries, read_results
 
     found = read_results(folder)
     _say_missing(found)
@@ -98,7 +98,7 @@ def results(
 
 
 def _sweep(planned: Sweep, folder: Path, workers: Backend, resume: bool, json: bool) -> None:
-    from sim.study.sweep import run_sweep
+    from sim.study.sweeps.sweep import run_sweep
 
     say(f"{len(planned.tasks)} tasks, {workers.workers} at a time, into {folder}")
     try:
@@ -114,7 +114,7 @@ def _sweep(planned: Sweep, folder: Path, workers: Backend, resume: bool, json: b
 
 
 def _dry_run(planned: Sweep, workers: int, json: bool) -> None:
-    from sim.study.sweep import first_task_s
+    from sim.study.sweeps.sweep import first_task_s
 
     first_s = first_task_s(planned)
     estimate_s = first_s * len(planned.tasks) / min(workers, len(planned.tasks))
@@ -144,7 +144,7 @@ def _dry_run(planned: Sweep, workers: int, json: bool) -> None:
 
 def _report(planned: Sweep, folder: Path, done: Progressed, json: bool) -> None:
     """Print what became of a sweep, and its points; raise if tasks failed."""
-    from sim.study.sweep import failures
+    from sim.study.sweeps.sweep import failures
     from sim.types.errors import SimulationError
 
     for path, why in done.set_aside.items():
@@ -168,8 +168,8 @@ def _report(planned: Sweep, folder: Path, done: Progressed, json: bool) -> None:
 
 def _show_finished(folder: Path, counts: Mapping[str, Any], indices: bool, json: bool) -> None:
     """Print the points of a sweep and, if asked for, their indices."""
-    from sim.study.indices import write_indices
-    from sim.study.results import point_summaries, read_results
+    from sim.study.sweeps.indices import write_indices
+    from sim.study.sweeps.results import point_summaries, read_results
 
     found = read_results(folder)
     cells = write_indices(found) if indices else []
@@ -211,7 +211,7 @@ def _show_points(keys: Sequence[str], summaries: Sequence[Mapping[str, Any]]) ->
 
 def _show_indices(cells: Sequence[Mapping[str, Any]]) -> None:
     from sim.report.sweeps import index_columns
-    from sim.study.indices import widest_half
+    from sim.study.sweeps.indices import widest_half
 
     if not cells:
         return
@@ -232,7 +232,7 @@ def _draw(folder: Path) -> None:
 
 
 def _query(folder: Path, sql: str, json: bool) -> None:
-    from sim.study.results import query
+    from sim.study.sweeps.results import query
 
     names, rows = query(folder, sql)
     if json:

@@ -20,7 +20,7 @@ class MissLimit:
     """Counts requests that have missed a bound, those that wait too long already included.
 
     Exact: a run that is ended would have had more misses than allowed. Latencies are computed as
-    `sim.study.metrics` does, from the same floats.
+    `sim.study.statistics.metrics` does, from the same floats.
 
     Args:
         bounds_ms: of each source: time to first token, time per further token, end to end;

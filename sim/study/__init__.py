@@ -18,6 +18,6 @@ def load(folder: str | Path) -> pd.DataFrame:
     Raises:
         BadInput: there is no sweep, no finished task, a corrupt shard or one of another version.
     """
-    from sim.study.results import load_table
+    from sim.study.sweeps.results import load_table
 
     return load_table(Path(folder))

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from sim.core.records import RunRecord
-from sim.study.stability import BACKLOGGED, OVERLOADED
+from sim.study.statistics.stability import BACKLOGGED, OVERLOADED
 
 _OF_TRACE = {
     "dropped": "rows of the workload were dropped",
@@ -80,7 +80,7 @@ def warmup_notices(cuts_s: Sequence[float], unsettled: int) -> tuple[str, ...]:
 
 
 def batch_notices(batch_means: Mapping[str, Mapping[str, Any]]) -> tuple[str, ...]:
-    """Return which batch means of a single run (`sim.study.batch_means`) are not independent."""
+    """Return which batch means of a single run (`statistics.batch_means`) are not independent."""
     failed = [key for key, found in batch_means.items() if not found["independent"]]
     if not failed:
         return ()

@@ -16,9 +16,9 @@ import pyarrow.parquet as pq  # type: ignore[import-untyped,unused-ignore]
 
 from sim.core.records import KINDS, RunRecord
 from sim.study.files import output_folder, write_json, write_text, written_aside
-from sim.study.metrics import span_seconds
 from sim.study.provenance import config_text
 from sim.study.run import Comparison, StudyResult
+from sim.study.statistics.metrics import span_seconds
 
 BYTES_PER_KIB = 1024
 NAMES = ("source", "task", "status", "kind")

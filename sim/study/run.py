@@ -17,15 +17,15 @@ import numpy as np
 
 from sim.core.records import RunRecord
 from sim.core.simulation import simulate
-from sim.study.batch_means import with_batch_means
 from sim.study.build import Setup, build, settings
 from sim.study.config import Experiment, PolicyChoice, RunConfig, SloConfig
-from sim.study.metrics import Frame, Summary, steady_series, summarise
 from sim.study.notices import batch_notices, notices, warmup_notices
-from sim.study.precision import Precision
-from sim.study.ranking import rankings
-from sim.study.stats import aggregate, differences
-from sim.study.warmup import Warmup, warmup_of
+from sim.study.statistics.batch_means import with_batch_means
+from sim.study.statistics.metrics import Frame, Summary, steady_series, summarise
+from sim.study.statistics.precision import Precision
+from sim.study.statistics.ranking import rankings
+from sim.study.statistics.stats import aggregate, differences
+from sim.study.statistics.warmup import Warmup, warmup_of
 from sim.types import BadInput, Trace
 from workloads import WorkloadConfig
 from workloads import build as build_workload
@@ -71,7 +71,7 @@ class StudyResult:
         choice: the policy.
         setup: what it was built to.
         replications: by index.
-        summary: means and intervals (`sim.study.stats.aggregate`).
+        summary: means and intervals (`sim.study.statistics.stats.aggregate`).
         notes: what a reader of any output must be told, one line each.
     """
 
@@ -96,7 +96,7 @@ class Comparison:
         results: one each.
         baseline: label of the policy the others are compared with.
         differences: label -> key -> paired difference to the baseline.
-        rankings: figure -> order of the policies and paired tests (`sim.study.ranking`).
+        rankings: figure -> order of the policies and paired tests (`sim.study.statistics.ranking`).
     """
 
     results: tuple[StudyResult, ...]

@@ -4,8 +4,8 @@ import time
 
 import pytest
 
-from sim.study.attainment import Target
-from sim.study.capacity import capacities
+from sim.study.capacity.attainment import Target
+from sim.study.capacity.search import capacities
 from sim.study.config import resolve
 
 CONFIG = {

@@ -32,7 +32,7 @@ import pytest
 
 from sim.study.config import resolve
 from sim.study.run import compare
-from sim.study.stats import student_t
+from sim.study.statistics.stats import student_t
 
 SEEDS = range(10)
 UP = {"name": "bucketserve", "nmax_length": "up"}

@@ -14,8 +14,8 @@ import pandas as pd
 import pytest
 
 from sim.study import load
-from sim.study.backends import Local, open_backend
-from sim.study.sweep import plan_sweep, run_sweep
+from sim.study.sweeps.backends import Local, open_backend
+from sim.study.sweeps.sweep import plan_sweep, run_sweep
 
 pytestmark = pytest.mark.slow
 

@@ -20,8 +20,8 @@ import numpy as np
 import pytest
 from scipy.optimize import brentq
 
-from sim.study.attainment import Target
-from sim.study.capacity import capacities
+from sim.study.capacity.attainment import Target
+from sim.study.capacity.search import capacities
 from sim.study.config import resolve
 from sim.study.run import replicate
 

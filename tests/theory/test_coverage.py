@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 from queueing import pollaczek_khinchine
 
-from sim.study.batch_means import batch_means
 from sim.study.config import resolve
-from sim.study.precision import Precision
 from sim.study.run import run
-from sim.study.stability import effective_requests, verdict
-from sim.study.stats import aggregate
+from sim.study.statistics.batch_means import batch_means
+from sim.study.statistics.precision import Precision
+from sim.study.statistics.stability import effective_requests, verdict
+from sim.study.statistics.stats import aggregate
 
 REPLICATIONS, CUSTOMERS, EXPERIMENTS = 10, 10_000, 1000
 SQUARE = {"M/M/1": 2.0, "M/D/1": 1.0}
@@ -34,7 +34,7 @@ def lindley(seed, queue, rho, rows, customers):
 
 
 def figures(wait, arrival):
-    """Return what `sim.study.metrics` finds of one replication."""
+    """Return what `sim.study.statistics.metrics` finds of one replication."""
     columns = {
         "arrival_s": arrival,
         "prefill_start_s": arrival + wait,

@@ -1,7 +1,7 @@
 """A small sweep, and what tests want to know about its folder."""
 
-from sim.study.backends import Local
-from sim.study.sweep import plan_sweep, run_sweep
+from sim.study.sweeps.backends import Local
+from sim.study.sweeps.sweep import plan_sweep, run_sweep
 
 CONFIG = """
 cluster: {{gpu: a100-40gb, count: 2, model: llama-2-13b}}

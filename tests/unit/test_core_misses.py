@@ -5,8 +5,8 @@ import pytest
 
 from sim.core.misses import MissLimit, TooManyMisses
 from sim.core.simulation import simulate
-from sim.study.attainment import _bounds_ms
 from sim.study.build import build, settings
+from sim.study.capacity.attainment import _bounds_ms
 from sim.study.config import resolve
 from sim.study.run import requests_of
 from sim.types import Request, to_fs

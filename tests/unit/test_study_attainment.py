@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from sim.study.attainment import (
+from sim.study.capacity.attainment import (
     ALL,
     Shares,
     Target,

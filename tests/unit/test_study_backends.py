@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 from small_sweeps import shards_of, sweep_into, write_config
 
-from sim.study import backends
-from sim.study.backends import Cluster, Local, WorkerLost, open_backend
-from sim.study.sweep import plan_sweep, run_sweep
-from sim.study.sweep_task import run_chunk, run_task
+from sim.study.sweeps import backends
+from sim.study.sweeps.backends import Cluster, Local, WorkerLost, open_backend
+from sim.study.sweeps.sweep import plan_sweep, run_sweep
+from sim.study.sweeps.task import run_chunk, run_task
 from sim.types import BadInput
 
 # -- local processes ----------------------------------------------------------------------------

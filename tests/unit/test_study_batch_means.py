@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from sim.study.batch_means import batch_means, with_batch_means
+from sim.study.statistics.batch_means import batch_means, with_batch_means
 
 
 def test_the_interval_is_students_over_forty_batches():

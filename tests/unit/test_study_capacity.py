@@ -6,8 +6,10 @@ from dataclasses import replace
 
 import pytest
 
-from sim.study.attainment import Target, at_rate, attained
-from sim.study.capacity import (
+from sim.study.capacity.attainment import Target, at_rate, attained
+from sim.study.capacity.crossing import Crossing
+from sim.study.capacity.output import capacity_content, write_capacity
+from sim.study.capacity.search import (
     CURVE,
     Point,
     _notes_there,
@@ -15,12 +17,10 @@ from sim.study.capacity import (
     capacities,
     lowest_share,
 )
-from sim.study.capacity_output import capacity_content, write_capacity
 from sim.study.config import load_config, resolve
-from sim.study.crossing import Crossing
 from sim.study.files import json_text
 from sim.study.run import run
-from sim.study.stats import student_t
+from sim.study.statistics.stats import student_t
 from sim.types import BadInput
 
 CONFIG = {

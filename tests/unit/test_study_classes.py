@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 from test_study_metrics import record
 
-from sim.study.classes import BANDS, GROUPINGS, MAX_CLASSES, Outcomes, class_figures
 from sim.study.config import SloConfig
-from sim.study.metrics import Frame, summarise
-from sim.study.stats import aggregate
+from sim.study.statistics.classes import BANDS, GROUPINGS, MAX_CLASSES, Outcomes, class_figures
+from sim.study.statistics.metrics import Frame, summarise
+from sim.study.statistics.stats import aggregate
 
 
 def of(columns=None, slo=None, **frame):

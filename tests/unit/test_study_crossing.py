@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from sim.study.crossing import Span, crossing
+from sim.study.capacity.crossing import Span, crossing
 
 SPAN = Span(start_per_s=10.0, step=2.0, least_per_s=10 / 256, most_per_s=160.0, width=0.01)
 

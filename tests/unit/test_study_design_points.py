@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 import yaml
 
-from sim.study.design_points import points, saltelli_design
-from sim.study.sweep_config import Range, sweep_config
+from sim.study.sweeps.config import Range, sweep_config
+from sim.study.sweeps.points import points, saltelli_design
 from sim.types import BadInput
 
 BASE = {

@@ -3,8 +3,8 @@ import pytest
 from scipy.stats import qmc
 from scipy.stats import sobol_indices as scipys
 
-from sim.study.design_points import saltelli_design
-from sim.study.indices import sobol_indices
+from sim.study.sweeps.indices import sobol_indices
+from sim.study.sweeps.points import saltelli_design
 
 NAMES = ("x1", "x2", "x3")
 

@@ -7,7 +7,7 @@ import pytest
 
 from sim.core.records import DECODE, MIXED, PREFILL, STATIC_PREFILL, STEP_DTYPE, RunRecord
 from sim.study.config import SloConfig
-from sim.study.metrics import Frame, itl_runs, span_seconds, summarise
+from sim.study.statistics.metrics import Frame, itl_runs, span_seconds, summarise
 from sim.types import to_fs
 
 NAN = float("nan")

@@ -5,8 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from sim.study.config import resolve
-from sim.study.placement import (
+from sim.study.capacity.placement import (
     AMPLE_INSTANCES,
     Attainment,
     Candidate,
@@ -24,6 +23,7 @@ from sim.study.placement import (
     place,
     searchable,
 )
+from sim.study.config import resolve
 from sim.types import BadInput, Deadlock
 
 ONE, TWO, FOUR = Layout(1), Layout(2), Layout(4)

@@ -2,7 +2,7 @@ import math
 
 import pytest
 
-from sim.study.precision import Precision, parse_precision
+from sim.study.statistics.precision import Precision, parse_precision
 from sim.types import BadInput
 
 

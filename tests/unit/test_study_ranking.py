@@ -3,7 +3,7 @@ import math
 import pytest
 from scipy import stats
 
-from sim.study.ranking import holm, rankings
+from sim.study.statistics.ranking import holm, rankings
 
 FAST = [10.0, 11.0, 9.0, 10.5, 9.5]
 SLOW = [13.0, 14.5, 12.0, 13.0, 12.9]

@@ -7,9 +7,9 @@ from sim.core.simulation import simulate
 from sim.study.build import build, settings
 from sim.study.config import resolve
 from sim.study.files import json_text
-from sim.study.metrics import itl_runs, steady_series
-from sim.study.precision import Precision
 from sim.study.run import compare, frame, requests_of, run, saturation_rate
+from sim.study.statistics.metrics import itl_runs, steady_series
+from sim.study.statistics.precision import Precision
 from sim.types import BadInput
 
 

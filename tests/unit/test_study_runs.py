@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sim.study import runs as runs_module
-from sim.study.runs import Runs
+from sim.study.statistics import runs as runs_module
+from sim.study.statistics.runs import Runs
 
 run = st.tuples(
     st.integers(0, 50), st.integers(0, 5), st.integers(1, 40), st.integers(0, 4), st.integers(0, 3)

@@ -5,15 +5,15 @@ import math
 
 import pytest
 
-from sim.study import sizing
-from sim.study import spares as spare_module
-from sim.study.attainment import ALL, Target, at_rate, attained, on_pools
-from sim.study.capacity_output import sizes_content
+from sim.study.capacity import sizing
+from sim.study.capacity import spares as spare_module
+from sim.study.capacity.attainment import ALL, Target, at_rate, attained, on_pools
+from sim.study.capacity.layouts import Layout, judged, measured
+from sim.study.capacity.output import sizes_content
+from sim.study.capacity.sizing import Demand, Least, fewest, size
+from sim.study.capacity.spares import never_failing, spares
 from sim.study.config import PoolConfig, resolve
 from sim.study.files import json_text
-from sim.study.layouts import Layout, judged, measured
-from sim.study.sizing import Demand, Least, fewest, size
-from sim.study.spares import never_failing, spares
 from sim.types import BadInput
 
 CONFIG = {

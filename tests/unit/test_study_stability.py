@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from sim.study.stability import effective_requests, verdict
+from sim.study.statistics.stability import effective_requests, verdict
 
 N = 3000
 

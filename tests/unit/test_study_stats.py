@@ -3,7 +3,7 @@ import math
 import pytest
 from scipy import stats as scipy_stats
 
-from sim.study.stats import aggregate, differences, paired_p, student_t
+from sim.study.statistics.stats import aggregate, differences, paired_p, student_t
 
 
 def test_interval_is_students():

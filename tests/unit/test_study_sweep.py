@@ -8,9 +8,11 @@ import pyarrow.parquet as pq
 import pytest
 from small_sweeps import shards_of, sweep_into, write_config
 
-from sim.study import load, shards, sweep_task
-from sim.study.results import point_summaries, query, read_results
-from sim.study.sweep import first_task_s, plan_sweep
+from sim.study import load
+from sim.study.sweeps import shards
+from sim.study.sweeps import task as sweep_task
+from sim.study.sweeps.results import point_summaries, query, read_results
+from sim.study.sweeps.sweep import first_task_s, plan_sweep
 from sim.types import BadInput, SimulationError
 
 
@@ -245,7 +247,7 @@ def test_a_node_with_other_versions_is_named(tmp_path, out, monkeypatch):
     config = write_config(tmp_path)
     versions = dict(sweep_task.packages())
     swept = plan_sweep(config)
-    from sim.study import sweep
+    from sim.study.sweeps import sweep
 
     monkeypatch.setattr(sweep, "packages", lambda: versions | {"numpy": "1.0"})
     done = sweep_into(out, config)
@@ -340,7 +342,7 @@ def test_the_first_task_is_timed(tmp_path, out):
 
 def test_a_sweep_ends_with_indices(tmp_path, out):
     from sim.report.indices import draw_indices
-    from sim.study.indices import write_indices
+    from sim.study.sweeps.indices import write_indices
 
     text = (
         "{slo.ttft_ms: {low: 20, high: 400}, engine.swap_space_gib: {low: 1, high: 4}, "

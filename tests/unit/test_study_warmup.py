@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from sim.study.warmup import mser5, warmup_of
+from sim.study.statistics.warmup import mser5, warmup_of
 
 
 def noise(count, seed=0):

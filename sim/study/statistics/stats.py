@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from numbers import Real
 from typing import Any
 
-from sim.study.stability import of_study
+from sim.study.statistics.stability import of_study
 
 CONFIDENCE = 0.95
 ALPHA = 1 - CONFIDENCE

@@ -17,9 +17,9 @@ Definitions (design section 7, style section 4):
   `request_goodput` is the part of the former that met every bound.
 * `gpu_busy_frac`: time in steps over instances * duration; `_prefill` is the part in steps that
   hold prompt tokens, `_decode` the rest. `kv_usage`: tokens cached over tokens that fit, by time.
-* `effective_requests`: independent requests that the mean TTFT is worth (`sim.study.stability`).
+* `effective_requests`: independent requests that the mean TTFT is worth (`stability`).
 * `classes`: counts, attainments, TTFT and TPOT by source, task, priority and prompt length
-  (`sim.study.classes`).
+  (`sim.study.statistics.classes`).
 * `mfu`: FLOPs of the tokens served (each once: no padding, no recomputation, no finished rows) over
   peak FLOPs * duration.
 """
@@ -39,12 +39,12 @@ from sim.core.records import (
     STATIC_PREFILL,
     RunRecord,
 )
-from sim.study.classes import Bools, ClassFigures, Outcomes, class_figures
 from sim.study.config import SloConfig
-from sim.study.downtime import downtime_figures
-from sim.study.moments import moments, run_moments
-from sim.study.runs import Floats, Runs
-from sim.study.stability import effective_requests, verdict
+from sim.study.statistics.classes import Bools, ClassFigures, Outcomes, class_figures
+from sim.study.statistics.downtime import downtime_figures
+from sim.study.statistics.moments import moments, run_moments
+from sim.study.statistics.runs import Floats, Runs
+from sim.study.statistics.stability import effective_requests, verdict
 from sim.types import FS_PER_S
 
 MS_PER_S = 1e3

@@ -8,17 +8,17 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from sim.study.attainment import ALL, at_rate, shortfall
 from sim.study.build import build
-from sim.study.capacity import Capacities, Point, PolicyCapacity
+from sim.study.capacity.attainment import ALL, at_rate, shortfall
+from sim.study.capacity.layouts import Layout
+from sim.study.capacity.search import Capacities, Point, PolicyCapacity
+from sim.study.capacity.sizing import AMPLE, Demand, Sized
+from sim.study.capacity.spares import Spares
 from sim.study.config import Experiment
 from sim.study.files import output_folder, write_json, write_text
-from sim.study.layouts import Layout
 from sim.study.provenance import config_text
 from sim.study.run import requests_of
-from sim.study.sizing import AMPLE, Demand, Sized
-from sim.study.spares import Spares
-from sim.study.stats import Interval
+from sim.study.statistics.stats import Interval
 
 HOURS_PER_DAY = 24
 S_PER_HOUR = 3600

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 import policies
 from sim.study.config import Origins, policy_choices, set_key
-from sim.study.sweep_config import SECTION, Axis, Range, SweepConfig
+from sim.study.sweeps.config import SECTION, Axis, Range, SweepConfig
 from sim.study.validation import unknown_key
 from sim.types import BadInput
 

@@ -1,7 +1,7 @@
 """The figures of each class of requests: by source, task, priority and prompt length.
 
 An attainment of 80 % can hide that every long request was dropped. Window, bounds and definitions
-are those of the totals (`sim.study.metrics`): the requests that arrive in the window, each judged
+are those of the totals (`metrics`): the requests that arrive in the window, each judged
 by the bounds of its own source (without one, whoever finishes meets it); one that did not finish
 misses every bound. So the attainments of the classes, weighted by `arrived`, sum up to that of all.
 Counts are of the requests that arrived in the window, too.
@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sim.study.moments import moments
-from sim.study.runs import Floats
+from sim.study.statistics.moments import moments
+from sim.study.statistics.runs import Floats
 
 Bools = NDArray[np.bool_]
 Columns = Mapping[str, NDArray[Any]]

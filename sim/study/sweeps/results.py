@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sim.study.shards import CorruptShard, read_shard
-from sim.study.stats import aggregate
-from sim.study.sweep import MANIFEST
+from sim.study.statistics.stats import aggregate
+from sim.study.sweeps.shards import CorruptShard, read_shard
+from sim.study.sweeps.sweep import MANIFEST
 from sim.types import BadInput
 
 if TYPE_CHECKING:

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sim.study.stats import Interval, student_t
+from sim.study.statistics.stats import Interval, student_t
 
 Floats = NDArray[np.float64]
 
@@ -64,7 +64,7 @@ def with_batch_means(summary: Mapping[str, Any], series: Mapping[str, Floats]) -
     """Return the summary of one run with intervals from batches.
 
     Args:
-        summary: of a study of one replication (`sim.study.stats.aggregate`).
+        summary: of a study of one replication (`sim.study.statistics.stats.aggregate`).
         series: key -> the values that its figure is the mean of, in order.
 
     Returns:

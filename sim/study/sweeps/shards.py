@@ -18,7 +18,7 @@ from typing import Any
 
 from sim import __version__
 from sim.study.files import plain, written_aside
-from sim.study.metrics import Summary
+from sim.study.statistics.metrics import Summary
 from sim.types import BadInput
 
 FOLDER = "shards"

@@ -1,6 +1,6 @@
 """Where the tasks of a sweep run: local processes, a Ray cluster or a Dask cluster.
 
-Every backend runs `sim.study.sweep_task.run_task` and yields outcomes as they come. A worker that
+Every backend runs `sim.study.sweeps.task.run_task` and yields outcomes as they come. A worker that
 dies takes the tasks it had begun with it: locally they are run again one at a time, so that the one
 that kills its worker is found; on a cluster they are run again up to `MAX_ATTEMPTS` times.
 """
@@ -24,8 +24,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from sim.study.shards import Task
-from sim.study.sweep_task import Job, Outcome, run_chunk, run_task
+from sim.study.sweeps.shards import Task
+from sim.study.sweeps.task import Job, Outcome, run_chunk, run_task
 from sim.types import BadInput, SimulationError
 
 MAX_ATTEMPTS = 3

@@ -19,7 +19,7 @@ from sim.study.config import Experiment, resolve
 from sim.study.output import peak_rss_bytes
 from sim.study.provenance import PACKAGES
 from sim.study.run import replicate
-from sim.study.shards import Task, shard_bytes, write_shard
+from sim.study.sweeps.shards import Task, shard_bytes, write_shard
 from sim.types import BadInput, SimulationError
 
 TOKEN = ".running"

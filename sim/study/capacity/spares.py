@@ -1,6 +1,6 @@
 """N+1: how many spare instances a rate needs when instances fail (`engine.failures`).
 
-The layout is found as if nothing failed (`sim.study.sizing`). Then its replications are run with
+The layout is found as if nothing failed (`sizing`). Then its replications are run with
 failures, on the same requests and the same failure times per instance: without a spare, with one
 spare instance of each role (N+1), and with more, by GPUs, until the mean attainment reaches the
 target.
@@ -15,9 +15,9 @@ import heapq
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from sim.study.attainment import Target, on_pools
+from sim.study.capacity.attainment import Target, on_pools
+from sim.study.capacity.layouts import Layout, Pools, judged, measured
 from sim.study.config import Experiment
-from sim.study.layouts import Layout, Pools, judged, measured
 from sim.study.run import requests_of
 
 MOST_LAYOUTS = 50

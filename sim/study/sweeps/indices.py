@@ -21,8 +21,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sim.study.files import write_json
-from sim.study.results import SweepResults, point_summaries
-from sim.study.stats import CONFIDENCE
+from sim.study.statistics.stats import CONFIDENCE
+from sim.study.sweeps.results import SweepResults, point_summaries
 from sim.types import SimulationError
 
 FILE = "indices.json"

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from itertools import combinations
 from typing import Any
 
-from sim.study.stats import ALPHA, difference, paired_p
+from sim.study.statistics.stats import ALPHA, difference, paired_p
 
 Summary = Mapping[str, Any]
 
@@ -40,7 +40,7 @@ def rankings(policies: Mapping[str, Sequence[Summary]]) -> dict[str, dict[str, A
     Returns:
         For each figure `higher_is_better`, `order` (labels, best mean first) and `pairs` (better
         first: `better worse wins n p p_holm significant` and the keys of
-        `sim.study.stats.difference`).
+        `sim.study.statistics.stats.difference`).
     """
     return {
         key: _ranking({label: [s[key] for s in done] for label, done in policies.items()}, higher)

@@ -13,7 +13,7 @@
 * *Curve*: at shares of the capacity every replication is run to its end; attainment and the other
   figures there carry intervals.
 
-Runs of the search are ended once too many requests have missed (`sim.study.attainment`), which
+Runs of the search are ended once too many requests have missed (`attainment`), which
 changes no answer. A finite run starts empty and flatters rates that the queue outgrows only later:
 where a queue still grows at the capacity, a note says so.
 
@@ -27,7 +27,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from sim.study.attainment import (
+from sim.study.build import build
+from sim.study.capacity.attainment import (
     ALL,
     ROUNDING,
     Shares,
@@ -37,12 +38,11 @@ from sim.study.attainment import (
     rated,
     requests_notes,
 )
-from sim.study.build import build
+from sim.study.capacity.crossing import LARGEST_STEP, Crossing, Span, crossing
 from sim.study.config import Experiment, PolicyChoice
-from sim.study.crossing import LARGEST_STEP, Crossing, Span, crossing
 from sim.study.run import replicate, requests_of, saturation_rate
-from sim.study.stability import STABLE
-from sim.study.stats import Interval, aggregate, student_t
+from sim.study.statistics.stability import STABLE
+from sim.study.statistics.stats import Interval, aggregate, student_t
 from sim.study.tasks import Told, calls
 from sim.types import BadInput
 

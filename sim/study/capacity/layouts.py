@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from sim.study.attainment import ALL, Target, attained, on_pools
+from sim.study.capacity.attainment import ALL, Target, attained, on_pools
 from sim.study.config import Experiment, PoolConfig
 from sim.study.run import requests_of
-from sim.study.stats import Interval, student_t
+from sim.study.statistics.stats import Interval, student_t
 
 Pools = tuple[PoolConfig, ...]
 

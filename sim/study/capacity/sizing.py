@@ -14,7 +14,7 @@ one after the other, none beyond the one that settles the answer.
 More instances are taken to help. The answer and the layouts with one instance less are then run to
 their ends: their attainments carry intervals, and one that reaches the target with less is told.
 With `engine.failures` the answer is found as if nothing failed, then spare instances are added
-(`sim.study.spares`). Pipelines are not searched (`--placement` does), and neither `cluster.count`
+(`spares`). Pipelines are not searched (`--placement` does), and neither `cluster.count`
 nor `cluster.pools` matters.
 
 Complexity: a few layouts for each tp and role, then a few pairs, each `run.replications` runs.
@@ -32,7 +32,8 @@ from typing import Any, Literal
 from policies import load
 from sim.costs.catalogue import gpu_named, model_named
 from sim.costs.memory import TP_CHOICES
-from sim.study.attainment import (
+from sim.study.build import build
+from sim.study.capacity.attainment import (
     Shares,
     Target,
     at_rate,
@@ -41,14 +42,13 @@ from sim.study.attainment import (
     rated,
     requests_notes,
 )
-from sim.study.build import build
-from sim.study.capacity import growth_notes
+from sim.study.capacity.layouts import Layout, Pools, judged, measured
+from sim.study.capacity.search import growth_notes
+from sim.study.capacity.spares import Spares, never_failing, spares
 from sim.study.config import Experiment, PolicyChoice, PoolConfig
-from sim.study.layouts import Layout, Pools, judged, measured
 from sim.study.policy_facts import policy_facts
 from sim.study.run import replicate, saturation_rate
-from sim.study.spares import Spares, never_failing, spares
-from sim.study.stats import aggregate
+from sim.study.statistics.stats import aggregate
 from sim.study.tasks import Told, calls
 from sim.types import BadInput, SimulationError
 

@@ -23,8 +23,8 @@ from sim.core.records import RunRecord
 from sim.core.simulation import simulate
 from sim.study.build import build, settings
 from sim.study.config import Experiment, PolicyChoice, PoolConfig
-from sim.study.metrics import MS_PER_S
 from sim.study.run import failure_seed, requests_of, router_seed
+from sim.study.statistics.metrics import MS_PER_S
 from sim.types import FS_PER_S, BadInput, Trace
 from workloads.arrivals import Ramp, TraceTimes
 from workloads.sources import is_file
@@ -109,7 +109,7 @@ def attained(
 
 
 def shares_of(experiment: Experiment, trace: Trace, record: RunRecord) -> Shares:
-    """Return the shares of a finished run, as `sim.study.metrics` defines them."""
+    """Return the shares of a finished run, as `sim.study.statistics.metrics` defines them."""
     rows: Mapping[str, NDArray[Any]] = record.requests
     ttft_ms = (rows["first_token_s"] - rows["arrival_s"]) * MS_PER_S
     e2e_ms = (rows["finish_s"] - rows["arrival_s"]) * MS_PER_S

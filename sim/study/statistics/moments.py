@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from sim.study.runs import Floats, Runs
+from sim.study.statistics.runs import Floats, Runs
 
 PERCENTILES = (90, 95, 99)
 

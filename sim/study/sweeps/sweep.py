@@ -1,7 +1,7 @@
 """Sweeps: many points of one experiment, each task's result a shard of its own.
 
 The folder of a sweep: `config.yaml` (as given, with its `sweep` section), `sweep.json` (the points
-and the tasks of each), `shards/` (`sim.study.shards`), `failed.json` and `timing.json`. A task has
+and the tasks of each), `shards/` (`shards.py`), `failed.json` and `timing.json`. A task has
 a shard, or an entry in `failed.json`, or was not reached; another start with `resume` runs the last
 two only.
 """
@@ -21,13 +21,14 @@ import yaml
 
 from sim import __version__
 from sim.costs.catalogue import gpu_named, model_named
-from sim.study.backends import Backend
 from sim.study.config import ABOUT, Experiment, Origins, overridden, read_config, resolve
-from sim.study.design_points import Point, points
 from sim.study.files import output_folder, write_json, write_text
 from sim.study.output import peak_rss_bytes
 from sim.study.provenance import git_revision
-from sim.study.shards import (
+from sim.study.sweeps.backends import Backend
+from sim.study.sweeps.config import SECTION, SweepConfig, sweep_config
+from sim.study.sweeps.points import Point, points
+from sim.study.sweeps.shards import (
     FOLDER,
     CorruptShard,
     Task,
@@ -36,8 +37,7 @@ from sim.study.shards import (
     set_aside,
     write_shard,
 )
-from sim.study.sweep_config import SECTION, SweepConfig, sweep_config
-from sim.study.sweep_task import TOKEN, Job, Outcome, file_hash, packages, shard_of
+from sim.study.sweeps.task import TOKEN, Job, Outcome, file_hash, packages, shard_of
 from sim.types import BadInput, SimulationError
 from workloads.sources import is_file
 

@@ -1,0 +1,1 @@
+"""How much load a cluster carries, and how many GPUs a load needs."""

@@ -1,0 +1,1 @@
+"""From records to figures, from replications to intervals and verdicts."""

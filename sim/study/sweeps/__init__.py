@@ -1,0 +1,1 @@
+"""Sweeps: points, shards, backends, results, indices."""
