@@ -1,5 +1,6 @@
 """What the engine lets in, how many events it takes, and how it refuses broken plans."""
 
+import gc
 from collections.abc import Callable
 from typing import Any
 
@@ -394,3 +395,20 @@ def test_steps_outside_the_fitted_range_are_counted():
         Settings(),
     )
     assert record.counters["extrapolated_steps"] == 2
+
+
+def test_a_run_leaves_nothing_behind():
+    requests = Trace(np.full(50, 20), np.full(50, 5), np.arange(50.0))
+    spec = InstanceSpec(AffineCost(decode_base_s=0.1), 100, 16)
+
+    def objects():
+        simulate(requests, Continuous(ContinuousConfig()), [spec], Settings())
+        return len(gc.get_objects())
+
+    objects()
+    gc.disable()  # what is left is found in the counts, not by luck
+    try:
+        before = objects()
+        assert max(objects() for _ in range(5)) < before + 20
+    finally:
+        gc.enable()

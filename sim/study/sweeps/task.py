@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import hashlib
 import json
 import os
@@ -24,10 +23,6 @@ from sim.types import BadInput, SimulationError
 
 TOKEN = ".running"
 """File of the sweep's folder by which a worker finds out whether it sees the same folder."""
-
-COLLECT_S, COLLECT_NAME = 1.0, "0"
-"""A simulation leaves cycles, which Python looks for ever more rarely the more there is. Looking
-takes some 40 ms: after tasks that took longer than this, and one of 16 of the others, by name."""
 
 
 @dataclass(frozen=True)
@@ -99,8 +94,6 @@ def run_task(job: Job, task: Task) -> Outcome:
             unwritten = str(problem)
         content = None
     wall_s = time.perf_counter() - began
-    if wall_s > COLLECT_S or task.name.startswith(COLLECT_NAME):
-        gc.collect()
     return Outcome(
         task.name, error, trace, content, unwritten, wall_s, os.getpid(), peak_rss_bytes()
     )
