@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from calibrate.forward import FEW_BANDS, LUMPED, MANY_BANDS, Dense, Form, fit_terms
+from calibrate.padding import PaddingCost, padding_costs
 from calibrate.pictures import Mark, draw_fit
 from calibrate.samples import SKIPPED, Sample, read_samples
 from calibrate.score import KINDS, evaluate, held_out_error, predicted_ms, split
@@ -134,6 +135,18 @@ def fit_folder(path: Path, out: Path | None = None, dense: Dense = "knots") -> l
         _write(replace(report, remarks=remarks), folder / f"{report.profile.name}.yaml")
         for report in reports
     ]
+
+
+def padding_of(path: Path, reports: Sequence[FitReport]) -> list[PaddingCost]:
+    """Return what padding cost in a measurement and by its two profiles; [] with only one."""
+    costs = {
+        profile.engine.endswith("padded"): StepCost(profile, model_named(profile.model))
+        for profile in (report.profile for report in reports)
+    }
+    if len(costs) < 2:
+        return []
+    samples, _ = read_samples(path / "samples.csv" if path.is_dir() else path)
+    return padding_costs(samples, costs)
 
 
 def fit_samples(

@@ -145,14 +145,19 @@ def fit(
 
 
 def _fit_samples(samples: Path, out: Path | None, json: bool) -> None:
-    from calibrate.fit import fit_folder
+    from calibrate.fit import fit_folder, padding_of
+    from calibrate.padding import padding_lines
 
     reports = fit_folder(samples, out)
+    padding = padding_of(samples, reports)
     if json:
-        show_json({"profiles": [_fitted(report) for report in reports]})
+        profiles = [_fitted(report) for report in reports]
+        show_json({"profiles": profiles, "padding": [asdict(cost) for cost in padding]})
         return
     for report in reports:
         print("\n".join(report.lines()))
+    for line in padding_lines(padding):
+        print(line)
 
 
 def _fitted(report: FitReport) -> dict[str, Any]:
