@@ -50,7 +50,8 @@ MODEL := llama-2-13b
 DEVICE := $(shell nvidia-smi --query-gpu=name --format=csv,noheader 2>/dev/null | head -1 | sed 's/NVIDIA //' | tr 'A-Z ' 'a-z-')
 GPU_OUT = results/reference/$(or $(DEVICE),gpu)/$(MODEL)
 GPU_PYTHON = $(if $(wildcard wheelhouse/*.whl),PYTHONPATH=.:wheelhouse/site $(PYTHON),$(BIN)/python)
-calibrate-gpu: $(if $(wildcard wheelhouse/*.whl),wheelhouse/site,setup) ## the same for MODEL=llama-2-13b on a CUDA GPU (< 9 min)
+GPU_SETUP = $(if $(wildcard wheelhouse/*.whl),wheelhouse/site,setup)
+calibrate-gpu: $(GPU_SETUP) ## the same for MODEL=llama-2-13b on a CUDA GPU (< 9 min)
 	$(GPU_PYTHON) -m sim.cli calibrate measure --model $(MODEL) --device cuda --out $(GPU_OUT)
 	$(GPU_PYTHON) -m sim.cli calibrate fit $(GPU_OUT)
 	$(GPU_PYTHON) -m sim.cli calibrate replay $(GPU_OUT) --device cuda --out $(GPU_OUT)
@@ -72,8 +73,8 @@ profiles: setup ## fit the shipped profiles to operator tables in TABLES (4 min)
 docs-pictures: setup ## draw the same ten requests under every policy (3 s)
 	$(BIN)/python docs/pictures.py
 
-gpu-test: setup ## tests that need a CUDA device
-	$(BIN)/python -m pytest -m gpu
+gpu-test: $(GPU_SETUP) ## tests that need a CUDA device (2-3 min; wants pytest and hypothesis there)
+	$(GPU_PYTHON) -m pytest tests/gpu -m "gpu and not slow" -W default
 
 clean: ## remove .venv and everything generated
 	rm -rf .venv build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache $(OUT)

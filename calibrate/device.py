@@ -62,7 +62,8 @@ class Device:
     def open(cls, name: str) -> Device:
         """Return the device `cpu`, `cuda` or `cuda:N`.
 
-        On the CPU torch is set to one thread.
+        On the CPU torch is set to one thread. On a GPU cuDNN's attention is switched off: it would
+        be the first choice on Hopper, and builds a plan for every new shape, half a second each.
 
         Raises:
             BadInput: the name is none of these, or the machine has no such GPU.
@@ -84,6 +85,7 @@ class Device:
             )
         device = torch.device("cuda", number)
         torch.cuda.set_device(device)
+        torch.backends.cuda.enable_cudnn_sdp(False)
         return cls(device)
 
     @property

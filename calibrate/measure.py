@@ -248,7 +248,7 @@ class _Campaign:
         return AGAIN_RUNS if point in self.runs else MIN_RUNS
 
     def _measure(self, point: Point) -> None:
-        started_s, runs = self.clock(), self._runs(point)
+        started_s, runs, ran_out = self.clock(), self._runs(point), False
         before_ms = self.speed_ms or self._reference()
         try:
             row: Sample | None = self._measured(point)
@@ -256,6 +256,8 @@ class _Campaign:
             if not out_of_memory(error):
                 raise
             row = None if point in self.runs else unmeasured(point, "oom")
+            ran_out = True
+        if ran_out:  # not before the error is gone: its traceback holds the tensors of the step
             self.rig.free()
         self.rig.clear()
         self.speed_ms = self._reference()
@@ -309,6 +311,7 @@ def out_of_memory(error: Exception) -> bool:
         isinstance(error, MemoryError)
         or type(error).__name__ == "OutOfMemoryError"  # torch's; this file does not import torch
         or "can't allocate memory" in str(error)
+        or "out of memory" in str(error)  # CUDA's own, as where a graph is made
     )
 
 

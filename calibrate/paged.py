@@ -122,7 +122,7 @@ def paged_attention(
     q = q.contiguous()
     batch, heads, dim = q.shape
     kv_heads = keys.shape[1]
-    parts = _parts(batch * kv_heads, q.device)
+    parts = _parts(triton.next_power_of_2(batch) * kv_heads, q.device)
     partial = torch.empty((batch, heads, parts, dim), dtype=torch.float32, device=q.device)
     most, total = torch.empty((2, batch, heads, parts), dtype=torch.float32, device=q.device)
     out = torch.empty_like(q)
@@ -141,7 +141,11 @@ def paged_attention(
 
 
 def _parts(programs: int, device: torch.device) -> int:
-    """Return into how many parts to split the keys; the same for one batch size always."""
+    """Return into how many parts to split the keys; the same for one batch size always.
+
+    `programs` counts the batch as the next power of two: every number of parts is a kernel of its
+    own to compile, and so all of them are met when the smallest graphs are captured.
+    """
     processors = 1
     if device.type == "cuda":
         processors = torch.cuda.get_device_properties(device).multi_processor_count

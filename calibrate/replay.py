@@ -59,6 +59,9 @@ POLICIES = ("continuous", "static", "bucketserve")
 SPLIT = ("bucketserve",)
 """Policies with a prefill and a decode instance."""
 
+WARM_UP_SHARE = 0.5
+"""Length of the warm-up run, in replays."""
+
 WALL, DEVICE = "wall", "device"
 TRIMMED = 95.0
 """Percentile at which the engine's own times are cut before the fit: a pause is not its work."""
@@ -108,7 +111,7 @@ class _Case:
 
 
 CPU = Scenario(seconds=3.0, max_model_len=512, max_output_len=64)
-CUDA = Scenario(seconds=25.0, max_model_len=2048, max_output_len=256)
+CUDA = Scenario(seconds=12.0, max_model_len=2048, max_output_len=256)
 
 
 def replay_folder(
@@ -173,6 +176,7 @@ class Replay:
 
     def run(self) -> list[Difference]:
         """Run all stages; return the comparison."""
+        self.rig.runner.warm_up(self.rig.limits.sequences)
         self._warm_up()
         for load in self.scenario.loads:
             for policy in self.scenario.policies:
@@ -183,7 +187,7 @@ class Replay:
 
     def _warm_up(self) -> None:
         """Measure the engine's own time per step and row, on requests that are not replayed."""
-        case = self._case("continuous", self.scenario.loads[0])
+        case = self._case("continuous", self.scenario.loads[0], WARM_UP_SHARE)
         executor = self._executor(case)
         self._real(case, executor, replication=1)
         ms = np.array(executor.engine_ms)
@@ -244,13 +248,16 @@ class Replay:
 
     # -- one case ---------------------------------------------------------------------------
 
-    def _case(self, policy: str, load: float) -> _Case:
-        """Return a policy at a share of its saturation rate in the simulator."""
+    def _case(self, policy: str, load: float, length: float = 1.0) -> _Case:
+        """Return a policy at a share of its saturation rate in the simulator.
+
+        `length`: in replays.
+        """
         rate = self._rates.get(policy)
         if rate is None:
             rate = saturation_rate(self._experiment(policy, 1.0, 1))
             self._rates[policy] = rate
-        count = max(round(self.scenario.seconds * load * rate), 2)
+        count = max(round(length * self.scenario.seconds * load * rate), 2)
         return _Case(policy, load, self._experiment(policy, load * rate, count))
 
     def _experiment(self, policy: str, rate: float, count: int) -> Experiment:

@@ -81,11 +81,7 @@ class DeviceRig:
 
     def about(self) -> dict[str, object]:
         """Return what the JSON beside the samples says of device, versions, model and engine."""
-        kernels, notes = {}, {}
-        for padded in self._paths:
-            self.runner.padded = padded
-            kernels[PATH_NAMES[padded]] = self.runner.kernel
-            notes[PATH_NAMES[padded]] = self.runner.kernel_note
+        kernels = self.kernels()
         return {
             "model": self.setting.model.name,
             "weights": self._weights,
@@ -93,8 +89,8 @@ class DeviceRig:
             "gpu": self.setting.gpu.name,
             "tp": 1,
             **self._device.describe(),
-            "kernel": kernels,
-            "kernel_note": notes,
+            "kernel": {path: kernel for path, (kernel, _) in kernels.items()},
+            "kernel_note": {path: note for path, (_, note) in kernels.items()},
             "block_size": BLOCK_SIZE,
             "num_gpu_blocks": self.setting.num_blocks,
             "num_gpu_blocks_from": self._blocks_from,
@@ -106,6 +102,14 @@ class DeviceRig:
             "statistic": "fastest run" if self.fastest_counts else "median run",
             "clocks": "not locked; SM clock and power are read after the runs of each point",
         }
+
+    def kernels(self) -> dict[str, tuple[str, str]]:
+        """Return path -> attention in use and why a better one was passed over."""
+        found = {}
+        for padded in self._paths:
+            self.runner.padded = padded
+            found[PATH_NAMES[padded]] = (self.runner.kernel, self.runner.kernel_note)
+        return found
 
     def run(self, point: Point) -> Timing:
         """Run one forward pass of a point, its caches as the point says."""
@@ -218,8 +222,10 @@ def _catalogue_gpu(device: Device, wanted: str | None) -> Gpu:
     )
 
 
-def _runner(device: Device, model: Transformer, num_blocks: int) -> Runner:
-    return Runner(model, device, num_blocks=num_blocks, block_size=BLOCK_SIZE, padded=False)
+def _runner(device: Device, model: Transformer, num_blocks: int, *, graphs: bool = True) -> Runner:
+    return Runner(
+        model, device, num_blocks=num_blocks, block_size=BLOCK_SIZE, padded=False, graphs=graphs
+    )
 
 
 def _blocks_that_fit(
@@ -238,7 +244,8 @@ def _blocks_that_fit(
     steps = [((length, 0),) * (step_tokens // length)]
     steps.append(((step_tokens // CUDA_SEQUENCES, 0),) * CUDA_SEQUENCES)
     small = 2 * CUDA_SEQUENCES + step_tokens // BLOCK_SIZE
-    runner = _runner(device, model, small)
+    # without graphs: they refer back to their runner, which would keep its cache until a collection
+    runner = _runner(device, model, small, graphs=False)
     before = torch.cuda.memory_allocated(device.torch_device)
     device.reset_peak()
     for padded in paths:

@@ -156,6 +156,12 @@ class Runner:
         return self._cached.get(sequence, 0)
 
     @torch.inference_mode()
+    def warm_up(self, most: int) -> None:
+        """Capture the graphs of up to `most` decodes now rather than in the first such steps."""
+        if self._graphs:
+            self._graphs.capture(most)
+
+    @torch.inference_mode()
     def step(
         self, chunks: Sequence[Chunk], decodes: Sequence[int]
     ) -> tuple[dict[int, int], Timing]:

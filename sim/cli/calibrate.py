@@ -198,7 +198,7 @@ def replay(
     ] = None,
     seconds: Annotated[
         float | None,
-        typer.Option("--seconds", help="Simulated time of a replay. Default: CPU 3, else 25."),
+        typer.Option("--seconds", help="Simulated time of a replay. Default: CPU 3, else 12."),
     ] = None,
     policies: Annotated[
         str | None, typer.Option("--policies", help="Of continuous, static, bucketserve.")
@@ -286,7 +286,10 @@ def _open(
     from calibrate.rig import open_rig
 
     say(f"loading {model} on {device}")
-    return open_rig(model, device, dtype, PATHS[padded], weights, gpu)
+    rig = open_rig(model, device, dtype, PATHS[padded], weights, gpu)
+    for path, (kernel, note) in rig.kernels().items():
+        say(f"attention, {path}: {kernel}" + (f" ({note})" if note else ""))
+    return rig
 
 
 def need_torch() -> None:

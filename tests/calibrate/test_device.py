@@ -49,6 +49,17 @@ def test_cuda_where_there_is_none(name, monkeypatch):
         Device.open(name)
 
 
+def test_a_gpu_is_opened_without_cudnns_attention(monkeypatch):
+    """It would build a plan for every new shape of a padded batch."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda _: None)
+    switched = []
+    monkeypatch.setattr(torch.backends.cuda, "enable_cudnn_sdp", switched.append)
+    assert Device.open("cuda").is_cuda
+    assert switched == [False]
+
+
 def test_a_gpu_beyond_the_last(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)

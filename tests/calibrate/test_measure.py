@@ -2,6 +2,7 @@
 
 import json
 import os
+import sys
 from dataclasses import dataclass
 
 import pytest
@@ -73,6 +74,7 @@ class FakeRig:
         self.cleared += 1
 
     def free(self):
+        assert sys.exc_info() == (None, None, None)  # an error would hold on to tensors
         self.freed += 1
 
     def reset_peak(self):
@@ -195,6 +197,7 @@ class OutOfMemoryError(RuntimeError):
         MemoryError(),
         OutOfMemoryError("CUDA out of memory"),
         RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"),
+        RuntimeError("CUDA error: out of memory"),
     ],
 )
 def test_out_of_memory_marks_the_point_and_goes_on(tmp_path, error):

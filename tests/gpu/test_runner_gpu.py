@@ -3,9 +3,12 @@
 import pytest
 import torch
 
+from calibrate import runner as runners
 from calibrate.attention import Flex, Group, choose_packed, difference, loop, probe, varlen
+from calibrate.cache import PagedCache
 from calibrate.device import Device
 from calibrate.model import Transformer
+from calibrate.rig import _blocks_that_fit
 from calibrate.runner import Chunk, Runner
 from sim.costs.catalogue import Model
 
@@ -40,6 +43,7 @@ def test_varlen_against_the_loop(shape, dtype, device):
     assert probe(varlen(), spec(*SHAPES[shape]), dtype, AT) is None
 
 
+@pytest.mark.slow  # compiles for minutes; only where varlen is refused
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 def test_flex_against_the_loop(shape, dtype, device):
@@ -109,8 +113,14 @@ def play(runner):
     return torch.cat(rows).cpu()
 
 
+@pytest.fixture
+def no_flex(monkeypatch):
+    """Let runners in fp32, which varlen does not take, attend in a loop: Flex compiles for long."""
+    monkeypatch.setattr(runners, "choose_packed", lambda *_: ("loop", loop, ""))
+
+
 @pytest.mark.parametrize("padded", [False, True])
-def test_fp32_logits_equal_those_of_the_cpu(padded, device):
+def test_fp32_logits_equal_those_of_the_cpu(padded, device, no_flex):
     here = Transformer.random(spec(), "fp32", torch.device("cpu"))
     there = Transformer.random(spec(), "fp32", AT)
     for ours, theirs in zip(_tensors(here), _tensors(there), strict=True):
@@ -141,12 +151,31 @@ def tokens(runner, batch, steps):
 
 @pytest.mark.parametrize("batch", [1, 3, 8, 50])
 @pytest.mark.parametrize("padded", [False, True])
-def test_graphs_give_the_same_tokens(batch, padded, device):
+def test_graphs_give_the_same_tokens(batch, padded, device, no_flex):
     """In fp32, where a different order of sums does not decide between tokens."""
     model = Transformer.random(spec(), "fp32", AT)
     options = {"num_blocks": 1024, "padded": padded}
     with_graphs = tokens(Runner(model, device, **options), batch, 30)
     assert with_graphs == tokens(Runner(model, device, **options, graphs=False), batch, 30)
+
+
+def test_graphs_captured_ahead(device):
+    model = Transformer.random(spec(), "bf16", AT)
+    runner = Runner(model, device, num_blocks=1024, padded=False)
+    runner.warm_up(24)
+    assert sorted(runner._graphs._captured) == [1, 2, 4, 8, 16, 24]
+    tokens(runner, 20, 3)
+    assert len(runner._graphs._captured) == 6
+
+
+def test_the_blocks_that_fit_can_be_had(device):
+    model = Transformer.random(spec(), "bf16", AT)
+    free, blocks, _ = _blocks_that_fit(device, model, "bf16", (False, True), 4096)
+    cache = PagedCache(model.spec, blocks, 16, torch.bfloat16, AT)
+    held = sum(part.nbytes for part in cache.keys + cache.values)
+    assert 0.5 * free < held < 0.95 * free
+    del cache
+    torch.cuda.empty_cache()
 
 
 def test_time_memory_and_clock_are_read(device):
