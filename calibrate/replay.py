@@ -82,8 +82,10 @@ class Scenario:
     """What is replayed.
 
     Attributes:
-        seconds: simulated time of a replay, at most; on the wall clock it takes less, for idle
-            time is skipped.
+        seconds: simulated time of a replay; on the wall clock it takes less, for idle time is
+            skipped.
+        fewest: requests wanted at the first load; for them a replay may take `longest` seconds.
+        longest: see `fewest`.
         max_model_len: prompt and output, tokens; longer prompts are cut.
         max_output_len: outputs are cut to this, tokens.
         loads: shares of the saturation rate.
@@ -93,6 +95,8 @@ class Scenario:
     seconds: float
     max_model_len: int
     max_output_len: int
+    fewest: int = 2
+    longest: float = 25.0
     loads: Sequence[float] = LOADS
     policies: Sequence[str] = POLICIES
 
@@ -111,7 +115,7 @@ class _Case:
 
 
 CPU = Scenario(seconds=3.0, max_model_len=512, max_output_len=64)
-CUDA = Scenario(seconds=12.0, max_model_len=2048, max_output_len=256)
+CUDA = Scenario(seconds=12.0, max_model_len=2048, max_output_len=256, fewest=300)
 
 
 def replay_folder(
@@ -257,8 +261,11 @@ class Replay:
         if rate is None:
             rate = saturation_rate(self._experiment(policy, 1.0, 1))
             self._rates[policy] = rate
-        count = max(round(length * self.scenario.seconds * load * rate), 2)
-        return _Case(policy, load, self._experiment(policy, load * rate, count))
+        scenario = self.scenario
+        count = length * scenario.seconds * load * rate
+        if load == scenario.loads[0]:
+            count = max(count, length * min(scenario.fewest, scenario.longest * load * rate))
+        return _Case(policy, load, self._experiment(policy, load * rate, max(round(count), 2)))
 
     def _experiment(self, policy: str, rate: float, count: int) -> Experiment:
         scenario, setting = self.scenario, self.rig.setting
