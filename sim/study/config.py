@@ -316,7 +316,9 @@ def resolve(data: Mapping[str, Any], source: str, overrides: Sequence[str] = ())
     where = origins.where
     for key in data:
         if key == "sweep":
-            raise BadInput(f"{where(key)}: sweep: only `bucketsim sweep` takes it; remove the key")
+            raise BadInput(
+                f"{where(key)}: sweep: only `bucketsim sweep` and `tune` take it; remove it"
+            )
         if key not in (*KEYS, ABOUT):
             raise BadInput(f"{where(key)}: {unknown_key(str(key), KEYS)}")
     for key in REQUIRED:

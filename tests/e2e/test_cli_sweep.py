@@ -114,7 +114,7 @@ def test_failures_are_told_and_exit_with_1(cli, config):
 
 def test_a_sweep_section_is_for_sweeps(cli, config):
     status, _, err = cli("run", config)
-    assert (status, "only `bucketsim sweep` takes it" in err) == (2, True)
+    assert (status, "only `bucketsim sweep` and `tune` take it" in err) == (2, True)
 
 
 @pytest.mark.slow

@@ -110,7 +110,7 @@ def test_the_resolved_config_can_be_run_again(load):
         (["engine.padding=yes"], "engine.padding: Input should be 'none', 'batch' or 'policy'"),
         (["run.stop=horizon"], "stop: horizon and horizon_s go together"),
         (["run.stop=horizon", "run.horizon_s=5", "run.warmup_s=5"], "is not below horizon_s 5.0"),
-        (["sweep.run.seed=[1, 2]"], "sweep: only `bucketsim sweep` takes it"),
+        (["sweep.run.seed=[1, 2]"], "sweep: only `bucketsim sweep` and `tune` take it"),
         (["polcy.x=1"], "unknown key 'polcy'; did you mean 'policy'?"),
         (["seed"], "override 'seed': expected key.sub=value"),
         (["run..seed=1"], "expected key.sub=value"),

@@ -194,7 +194,7 @@ def _crossings(
 
     The first replication starts from the saturation rate, the others from where the first crosses.
     """
-    wide = [_wide(e, rate, width) for e, rate in zip(alone, saturation, strict=True)]
+    wide = [wide_span(e, rate, width) for e, rate in zip(alone, saturation, strict=True)]
     tasks = [(e, 0, target, span) for e, span in zip(alone, wide, strict=True)]
     found = [[first] for first in told(calls(crossing_of, tasks, jobs))]
     tasks = [
@@ -208,7 +208,8 @@ def _crossings(
     return found
 
 
-def _wide(experiment: Experiment, saturation_per_s: float, width: float) -> Span:
+def wide_span(experiment: Experiment, saturation_per_s: float, width: float) -> Span:
+    """Return where to search for a capacity of which the saturation rate is known only."""
     least = _least_rate(experiment, saturation_per_s)
     start = max(saturation_per_s, least)
     return Span(start, LARGEST_STEP, least, start * HIGHEST, width)

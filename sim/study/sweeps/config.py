@@ -113,12 +113,13 @@ class SweepConfig:
         return (*(key for axis in self.axes for key in axis.keys), *self.ranges)
 
 
-def sweep_config(section: Any, where: Where) -> SweepConfig:
+def sweep_config(section: Any, where: Where, designed: bool = True) -> SweepConfig:
     """Return the `sweep` section of a config.
 
     Args:
         section: as it was read.
         where: says who set a key, for error messages.
+        designed: ranges need a `method` that fills them; False: somebody else chooses points.
 
     Raises:
         BadInput: one line, for the first thing that is wrong.
@@ -139,7 +140,8 @@ def sweep_config(section: Any, where: Where) -> SweepConfig:
             ranges[key] = validate(Range, value, f"{SECTION}.{key}", where)
         else:
             lists[key] = _values(key, value, where)
-    _check_method(options, ranges, where)
+    if designed:
+        _check_method(options, ranges, where)
     if not varied:
         raise BadInput(f"{where(SECTION)}: {SECTION}: no key to vary: there are no points")
     return SweepConfig(options, tuple(_axes(lists, options, where)), ranges)

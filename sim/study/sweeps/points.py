@@ -46,13 +46,68 @@ class Point:
 
 
 @dataclass(frozen=True)
-class _Entry:
+class Entry:
     """A policy of the sweep; `chosen` is its value on the sweep's own axis of policies."""
 
     data: dict[str, Any]
     name: str
     label: str
     chosen: Any
+
+
+@dataclass(frozen=True)
+class PolicySpace:
+    """What varies for one policy.
+
+    Attributes:
+        base: the config without its `sweep` section, as plain data.
+        entry: the policy.
+        axes: the rows of each axis of the grid that are distinct for it.
+        ranges: those that apply to it, by key.
+    """
+
+    base: Mapping[str, Any]
+    entry: Entry
+    axes: tuple[tuple[dict[str, Any], ...], ...]
+    ranges: Mapping[str, Range]
+
+    def point(self, values: Mapping[str, Any], cell: int = 0) -> Point:
+        """Return the experiment that sets `values`, given by the keys of axes and ranges."""
+        data = deepcopy(dict(self.base)) | {POLICY: deepcopy(self.entry.data)}
+        effective = {self.effective(key): value for key, value in values.items()}
+        for key, value in effective.items():
+            set_key(data, key, deepcopy(value))
+        if self.entry.chosen is not None:
+            effective = {POLICY_NAME: self.entry.name, **effective}
+        return Point(data, effective, cell, tuple(map(self.effective, self.ranges)))
+
+    def effective(self, key: str) -> str:
+        """Return the key with `policy.NAME.parameter` written as `policy.parameter`."""
+        return _effective(key, self.entry)
+
+
+def policy_spaces(base: Mapping[str, Any], sweep: SweepConfig, source: str) -> list[PolicySpace]:
+    """Return what varies, for each policy of the config or of the sweep.
+
+    Args:
+        base: the config without its `sweep` section, as plain data.
+        sweep: what varies.
+        source: where the config comes from, for error messages.
+
+    Raises:
+        BadInput: a policy or one of its parameters does not exist.
+    """
+    entries = _policy_entries(base, sweep, source)
+    _check_parameters(base, sweep, entries, source)
+    return [
+        PolicySpace(
+            base,
+            entry,
+            tuple(tuple(_rows(axis, entry)) for axis in sweep.axes),
+            {key: of for key, of in sweep.ranges.items() if _applies(key, entry)},
+        )
+        for entry in entries
+    ]
 
 
 def points(
@@ -69,34 +124,20 @@ def points(
     Raises:
         BadInput: a policy or one of its parameters does not exist.
     """
-    entries = _policy_entries(base, sweep, source)
-    _check_parameters(base, sweep, entries, source)
     cell = 0
-    for entry in entries:
-        varied = tuple(key for key in sweep.ranges if _applies(key, entry))
-        filled = list(_filled(sweep, varied, saltelli))
-        for values in _grid(sweep.axes, entry):
+    for space in policy_spaces(base, sweep, source):
+        filled = list(_filled(sweep, tuple(space.ranges), saltelli))
+        for rows in product(*space.axes):
+            values = {key: value for row in rows for key, value in row.items()}
             for ranged in filled:
-                yield _point(base, entry, values | ranged, cell, varied)
+                yield space.point(values | ranged, cell)
             cell += 1
-
-
-def _point(
-    base: Mapping[str, Any], entry: _Entry, values: dict[str, Any], cell: int, varied: Sequence[str]
-) -> Point:
-    data = deepcopy(dict(base)) | {POLICY: deepcopy(entry.data)}
-    effective = {_effective(key, entry): value for key, value in values.items()}
-    for key, value in effective.items():
-        set_key(data, key, deepcopy(value))
-    if entry.chosen is not None:
-        effective = {POLICY_NAME: entry.name, **effective}
-    return Point(data, effective, cell, tuple(_effective(key, entry) for key in varied))
 
 
 # -- policies -----------------------------------------------------------------------------------
 
 
-def _policy_entries(base: Mapping[str, Any], sweep: SweepConfig, source: str) -> list[_Entry]:
+def _policy_entries(base: Mapping[str, Any], sweep: SweepConfig, source: str) -> list[Entry]:
     """Return the policies: the config's, or those of the sweep's `policy` or `policy.name`."""
     origins = Origins(source)
     chosen = _on_axis(sweep, POLICY_NAME)
@@ -114,7 +155,7 @@ def _policy_entries(base: Mapping[str, Any], sweep: SweepConfig, source: str) ->
         raise BadInput(f"{source}: policy is missing; give it, or {SECTION}.{POLICY_NAME}")
     choices = policy_choices(data, origins)
     return [
-        _Entry(_written_out(raw), choice.name, choice.label, None if chosen is None else chosen[at])
+        Entry(_written_out(raw), choice.name, choice.label, None if chosen is None else chosen[at])
         for at, (raw, choice) in enumerate(zip(data, choices, strict=True))
     ]
 
@@ -154,7 +195,7 @@ def _written_out(raw: Any) -> dict[str, Any]:
 
 
 def _check_parameters(
-    base: Mapping[str, Any], sweep: SweepConfig, entries: Sequence[_Entry], source: str
+    base: Mapping[str, Any], sweep: SweepConfig, entries: Sequence[Entry], source: str
 ) -> None:
     """Refuse parameters that no policy has."""
     given = base.get(POLICY)
@@ -170,7 +211,7 @@ def _check_parameters(
             raise BadInput(f"{source}: {unknown_key(key, sorted(valid))}")
 
 
-def _applies(key: str, entry: _Entry) -> bool:
+def _applies(key: str, entry: Entry) -> bool:
     """Whether a key means something for a policy."""
     effective = _effective(key, entry)
     if not effective.startswith(f"{POLICY}."):
@@ -178,7 +219,7 @@ def _applies(key: str, entry: _Entry) -> bool:
     return effective.split(".")[1] in _fields(entry)
 
 
-def _effective(key: str, entry: _Entry) -> str:
+def _effective(key: str, entry: Entry) -> str:
     """Return the key with `policy.NAME.parameter` written as `policy.parameter`."""
     head, _, rest = key.removeprefix(f"{POLICY}.").partition(".")
     if key.startswith(f"{POLICY}.") and rest and head in (entry.name, entry.label):
@@ -186,21 +227,14 @@ def _effective(key: str, entry: _Entry) -> str:
     return key
 
 
-def _fields(entry: _Entry) -> Mapping[str, Any]:
+def _fields(entry: Entry) -> Mapping[str, Any]:
     return _parameters(entry.name, entry.label)
 
 
 # -- grid and ranges ----------------------------------------------------------------------------
 
 
-def _grid(axes: Sequence[Axis], entry: _Entry) -> Iterator[dict[str, Any]]:
-    """Yield the values of the grid's points for one policy."""
-    rows = [list(_rows(axis, entry)) for axis in axes]
-    for chosen in product(*rows):
-        yield {key: value for row in chosen for key, value in row.items()}
-
-
-def _rows(axis: Axis, entry: _Entry) -> Iterator[dict[str, Any]]:
+def _rows(axis: Axis, entry: Entry) -> Iterator[dict[str, Any]]:
     """Yield the distinct rows of an axis, without the keys that mean nothing for the policy."""
     seen: list[dict[str, Any]] = []
     for row in axis.rows:

@@ -156,7 +156,7 @@ def _planned(point: Point, source: str, tasks: dict[str, Task]) -> SweepPoint:
     model_named(experiment.cluster.model), gpu_named(experiment.cluster.gpu)
     config = experiment.resolved()
     replications = config["run"].pop("replications")
-    files = {path: file_hash(path) for path in _files(experiment)}
+    files = {path: file_hash(path) for path in result_files(experiment)}
     names = []
     for replication in range(replications):
         task = new_task(config, replication, point.values, files)
@@ -165,7 +165,7 @@ def _planned(point: Point, source: str, tasks: dict[str, Task]) -> SweepPoint:
     return SweepPoint(label, point.values, point.cell, point.varied, tuple(names))
 
 
-def _files(experiment: Experiment) -> list[str]:
+def result_files(experiment: Experiment) -> list[str]:
     """Return the files whose content decides the result."""
     workload = experiment.workload
     named = [workload.source, *(workload.mixture or {})]
