@@ -20,7 +20,7 @@ def report(
     ] = None,
 ) -> None:
     """Write one HTML file about a result: tables and charts, nothing loaded from elsewhere."""
-    from sim.report.html import write_report
+    from sim.report.html.write import write_report
 
     path = write_report(folder, out)
     say(f"wrote {path} ({path.stat().st_size / 1e6:.1f} MB): open it in a browser")

@@ -37,10 +37,10 @@ def tune(
 ) -> None:
     """Search the config's sweep section for the highest capacity and the lowest p99 TTFT."""
     from sim.report.tuning import draw_tuning, tuning_table
-    from sim.study.attainment import Target
-    from sim.study.tune import tune
-    from sim.study.tune_output import failure_lines, tune_content, write_tuning
-    from sim.study.tune_space import read_space
+    from sim.study.capacity.attainment import Target
+    from sim.study.tuning.output import failure_lines, tune_content, write_tuning
+    from sim.study.tuning.search import tune
+    from sim.study.tuning.space import read_space
 
     space = read_space(config, overrides or ())
     folder = out or Path(f"{config.stem}-tune")

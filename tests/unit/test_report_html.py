@@ -11,24 +11,24 @@ import pytest
 from rich.table import Table as RichTable
 from small_sweeps import sweep_into, write_config
 
-from sim.report import page_sweep
-from sim.report.charts import by_row
-from sim.report.html import report_html, write_report
-from sim.report.page import Table, blocks_of, style
-from sim.report.page_capacity import capacity_study, sizing_study
-from sim.report.page_runs import Lines, comparison_study, run_study
-from sim.report.page_sweep import sweep_study
-from sim.report.plotting import Axis
-from sim.report.samples import SLICES, Requests, distribution, kv_share, waiting
+from sim.report.html import page_sweep
+from sim.report.html.charts import by_row
+from sim.report.html.page import Table, blocks_of, style
+from sim.report.html.page_capacity import capacity_study, sizing_study
+from sim.report.html.page_runs import Lines, comparison_study, run_study
+from sim.report.html.page_sweep import sweep_study
+from sim.report.html.plotting import Axis
+from sim.report.html.samples import SLICES, Requests, distribution, kv_share, waiting
+from sim.report.html.write import report_html, write_report
 from sim.report.tables import result_table
-from sim.study.attainment import Target
-from sim.study.capacity import capacities
-from sim.study.capacity_output import sizes_content, write_capacity
+from sim.study.capacity.attainment import Target
+from sim.study.capacity.output import sizes_content, write_capacity
+from sim.study.capacity.search import capacities
+from sim.study.capacity.sizing import Demand, size
 from sim.study.config import load_config
 from sim.study.files import write_json
 from sim.study.output import write_comparison, write_result
 from sim.study.run import compare, run
-from sim.study.sizing import Demand, size
 from sim.types import BadInput
 
 MOST_BYTES = 6_000_000
@@ -263,7 +263,7 @@ def test_a_sweep_over_the_rate_shows_the_knee(swept):
 
 
 def attainments(folder, label, source):
-    from sim.study.results import read_results
+    from sim.study.sweeps.results import read_results
 
     rows = [r for r in read_results(folder).rows.values() if r["label"] == label]
     found = {}
@@ -274,7 +274,7 @@ def attainments(folder, label, source):
 
 
 def sweep_words(folder, label):
-    from sim.study.results import point_summaries, read_results
+    from sim.study.sweeps.results import point_summaries, read_results
 
     return [p["saturation"] for p in point_summaries(read_results(folder)) if p["label"] == label]
 
@@ -350,7 +350,7 @@ def test_who_was_never_served_is_slower_than_all():
 
 
 def test_latencies_are_those_of_the_summary(compared):
-    from sim.report.samples import read_requests
+    from sim.report.html.samples import read_requests
 
     summary = json.loads((compared / "continuous" / "summary.json").read_text())
     found = read_requests(compared / "continuous" / "requests.parquet", [0.0] * 3)

@@ -9,18 +9,18 @@ import pytest
 import yaml
 
 import policies
-import sim.study.tune_trials as trials_module
+import sim.study.tuning.trials as trials_module
 from policies.base import Config, Field, Policy, policy
 from policies.continuous import Continuous, ContinuousConfig
-from sim.study.attainment import Target
+from sim.study.capacity.attainment import Target
 from sim.study.config import load_config
 from sim.study.files import json_text
 from sim.study.run import run
-from sim.study.sweep_config import Range
-from sim.study.tune import BATCH, front, objectives, tune
-from sim.study.tune_output import failure_lines, tune_content, write_tuning
-from sim.study.tune_space import _inside, read_space
-from sim.study.tune_trials import Failed, Measured, measure, yardstick
+from sim.study.sweeps.config import Range
+from sim.study.tuning.output import failure_lines, tune_content, write_tuning
+from sim.study.tuning.search import BATCH, front, objectives, tune
+from sim.study.tuning.space import _inside, read_space
+from sim.study.tuning.trials import Failed, Measured, measure, yardstick
 from sim.types import BadInput, SimulationError
 
 CONFIG = {
@@ -274,7 +274,7 @@ def test_batches_do_not_grow_with_processes(search, landscape, monkeypatch):
         return serial(function, tasks, 1)
 
     monkeypatch.setattr(trials_module, "calls", here)
-    monkeypatch.setattr("sim.study.capacity.calls", here)
+    monkeypatch.setattr("sim.study.capacity.search.calls", here)
     assert text(search(count=30, jobs=7)) == alone
     assert set(asked) == {7}
 

@@ -11,8 +11,8 @@ from typing import Any
 import yaml
 from rich.console import RenderableType
 
-from sim.report.charts import by_row, distribution_chart, frontier, over_time
-from sim.report.page import (
+from sim.report.html.charts import by_row, distribution_chart, frontier, over_time
+from sim.report.html.page import (
     Block,
     Card,
     Chart,
@@ -26,16 +26,16 @@ from sim.report.page import (
     blocks_of,
     styled,
 )
-from sim.report.page_points import MOST_CLASSES
-from sim.report.plotting import Axis, Line, Point, half_of, number_of
-from sim.report.ranking import ranking_lines
-from sim.report.samples import (
+from sim.report.html.page_points import MOST_CLASSES
+from sim.report.html.plotting import Axis, Line, Point, half_of, number_of
+from sim.report.html.samples import (
     Requests,
     distribution,
     kv_share,
     read_requests,
     waiting,
 )
+from sim.report.ranking import ranking_lines
 from sim.report.tables import SIDE_BY_SIDE, comparison_table, number, result_table
 
 Content = Mapping[str, Any]
@@ -47,7 +47,7 @@ VERDICTS = {
     "overloaded": "the queue grew to the end: no steady state; the longer the run, the larger "
     "the latencies",
 }
-"""What the words of `sim.study.stability` mean."""
+"""What the words of `sim.study.statistics.stability` mean."""
 
 HEADLINES = (
     ("request_goodput", "Goodput", "requests/s", 1.0),

@@ -10,15 +10,15 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from sim.study.attainment import Target, at_rate
-from sim.study.capacity import CLOSE, capacities, crossing_of, figures_at, wide_span
+from sim.study.capacity.attainment import Target, at_rate
+from sim.study.capacity.crossing import Span
+from sim.study.capacity.search import CLOSE, capacities, crossing_of, figures_at, wide_span
 from sim.study.config import Experiment
-from sim.study.crossing import Span
 from sim.study.files import json_text, output_folder, write_text
-from sim.study.sweep import result_files
-from sim.study.sweep_task import file_hash, packages
+from sim.study.sweeps.sweep import result_files
+from sim.study.sweeps.task import file_hash, packages
 from sim.study.tasks import calls
-from sim.study.tune_space import resolved
+from sim.study.tuning.space import resolved
 from sim.types import BadInput, SimulationError
 
 WIDTH = 0.02

@@ -12,10 +12,10 @@ from sim import __version__
 from sim.study.build import build
 from sim.study.files import output_folder, write_json, write_text
 from sim.study.provenance import config_text
-from sim.study.stats import Interval, student_t
-from sim.study.tune import BATCH, Candidate, Trial, Tuning, gain
-from sim.study.tune_space import resolved
-from sim.study.tune_trials import WIDTH, Failed, Result
+from sim.study.statistics.stats import Interval, student_t
+from sim.study.tuning.search import BATCH, Candidate, Trial, Tuning, gain
+from sim.study.tuning.space import resolved
+from sim.study.tuning.trials import WIDTH, Failed, Result
 
 FILE = "tune.json"
 FIGURES = ("capacity_per_s", "p99_ttft_ms")

@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from sim import __version__
-from sim.report.page import Chart, Folded, Lines, Study, Table
-from sim.report.page_capacity import capacity_study, sizing_study
-from sim.report.page_runs import comparison_study, run_study
-from sim.report.page_sweep import sweep_study
+from sim.report.html.page import Chart, Folded, Lines, Study, Table
+from sim.report.html.page_capacity import capacity_study, sizing_study
+from sim.report.html.page_runs import comparison_study, run_study
+from sim.report.html.page_sweep import sweep_study
 from sim.study.files import output_folder, write_text
 from sim.types import BadInput
 

@@ -1,6 +1,6 @@
 """Tuning: a search for the parameters of the highest capacity and the lowest p99 TTFT.
 
-* *Objectives*: the capacity (`sim.study.capacity`, bisected to 2 %) and the 99th percentile of the
+* *Objectives*: the capacity (`capacity.search`, to 2 %) and the 99th percentile of the
   time to first token at one rate for all trials, a share of the baseline's capacity.
 * *Common random numbers*: every trial sees the same requests and climbs the same ladder of rates.
 * *Search*: Optuna's multi-objective TPE, seeded. Trial 0 is the config's own parameters, the
@@ -25,12 +25,20 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sim.study.attainment import Target, at_rate
+from sim.study.capacity.attainment import Target, at_rate
 from sim.study.config import Experiment
 from sim.study.run import requests_of
-from sim.study.stats import Interval, student_t
-from sim.study.tune_space import Space
-from sim.study.tune_trials import Failed, Measured, Measurements, Result, Yardstick, kept, yardstick
+from sim.study.statistics.stats import Interval, student_t
+from sim.study.tuning.space import Space
+from sim.study.tuning.trials import (
+    Failed,
+    Measured,
+    Measurements,
+    Result,
+    Yardstick,
+    kept,
+    yardstick,
+)
 from sim.types import BadInput, SimulationError
 
 if TYPE_CHECKING:

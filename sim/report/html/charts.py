@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sim.report.page import Chart, Style
-from sim.report.plotting import (
+from sim.report.html.page import Chart, Style
+from sim.report.html.plotting import (
     Axis,
     Figures,
     Line,

@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING, Any, Union, get_args, get_origin
 
 from pydantic import BaseModel
 
-from sim.study.attainment import rated, requests_notes
+from sim.study.capacity.attainment import rated, requests_notes
 from sim.study.config import ABOUT, EngineConfig, Experiment, Origins, overridden, read_config
 from sim.study.config import resolve as resolve_config
-from sim.study.design_points import PolicySpace, policy_spaces
-from sim.study.sweep_config import SECTION, Range, SweepConfig, sweep_config
+from sim.study.sweeps.config import SECTION, Range, SweepConfig, sweep_config
+from sim.study.sweeps.points import PolicySpace, policy_spaces
 from sim.study.validation import unknown_key
 from sim.types import BadInput
 

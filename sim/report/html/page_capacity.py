@@ -9,10 +9,10 @@ from typing import Any
 import yaml
 
 from sim.report.capacity import capacity_table, sizes_table
-from sim.report.charts import by_row
-from sim.report.page import Card, Lines, Section, Study, Verdict, blocks_of, styled
-from sim.report.page_points import OPEN, class_sections, point_charts, rate_axis
-from sim.report.page_runs import (
+from sim.report.html.charts import by_row
+from sim.report.html.page import Card, Lines, Section, Study, Verdict, blocks_of, styled
+from sim.report.html.page_points import OPEN, class_sections, point_charts, rate_axis
+from sim.report.html.page_runs import (
     card,
     config_section,
     grouped_notes,
@@ -20,7 +20,7 @@ from sim.report.page_runs import (
     read_json,
     verdicts,
 )
-from sim.report.plotting import Axis, Line, Mark, Point, half_of, number_of
+from sim.report.html.plotting import Axis, Line, Mark, Point, half_of, number_of
 
 Content = Mapping[str, Any]
 

@@ -12,19 +12,19 @@ from typing import Any
 import numpy as np
 import yaml
 
-from sim.report.page import Block, Lines, Section, Study, Verdict, column_table, style
-from sim.report.page_points import MOST_CLASSES, OPEN, class_sections, point_charts, rate_axis
-from sim.report.page_runs import (
+from sim.report.html.page import Block, Lines, Section, Study, Verdict, column_table, style
+from sim.report.html.page_points import MOST_CLASSES, OPEN, class_sections, point_charts, rate_axis
+from sim.report.html.page_runs import (
     GROUPING_TITLES,
     VERDICTS,
     config_section,
     read_config,
     read_json,
 )
-from sim.report.plotting import Line, Point, number_of
+from sim.report.html.plotting import Line, Point, number_of
 from sim.report.sweeps import index_columns, point_columns
-from sim.study.results import SweepResults, point_summaries, read_results
-from sim.study.stats import aggregate
+from sim.study.statistics.stats import aggregate
+from sim.study.sweeps.results import SweepResults, point_summaries, read_results
 
 Content = Mapping[str, Any]
 Row = Mapping[str, Any]

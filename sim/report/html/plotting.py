@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from sim.report.page import Style
+from sim.report.html.page import Style
 
 Figures = Mapping[str, Any]
 Trace = dict[str, Any]

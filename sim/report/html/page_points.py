@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from sim.report.charts import against, frontier, of_class
-from sim.report.page import Chart, Section, Style
-from sim.report.plotting import WIDE, Axis, Line, Mark
+from sim.report.html.charts import against, frontier, of_class
+from sim.report.html.page import Chart, Section, Style
+from sim.report.html.plotting import WIDE, Axis, Line, Mark
 
 Content = Mapping[str, Any]
 

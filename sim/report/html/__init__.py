@@ -1,0 +1,1 @@
+"""`bucketsim report`: one self-contained page for the folder of a result."""
