@@ -39,6 +39,11 @@ class ContinuousConfig(Config):
         description="who waits first: arrival, shortest prompt, earliest TTFT deadline, "
         "or smallest (priority, arrival)",
     )
+    queue: Literal["instance", "cluster"] = Field(
+        "instance",
+        description="waiting requests: routed at arrival, or held in one queue that instances pull "
+        "from",
+    )
     max_num_seqs: int = Field(256, ge=1, description="requests running at a time, at most")
     max_num_batched_tokens: int = Field(2048, ge=1, description="tokens in one step, at most")
     long_prefill_token_threshold: int = Field(
@@ -95,15 +100,19 @@ class Continuous(Policy):
     and the victim is the running request of lowest priority, of those the last to arrive. Whatever
     the order, a head of the queue that does not fit holds up the rest.
 
-    Deviations and assumptions: vLLM has `fcfs` and `priority`; `sjf` and `edf` are the plain
-    textbook rules, so a long prompt may wait for ever and a deadline already missed still comes
-    first. A waiting request of high priority evicts nobody, as in V1. Scheduling is synchronous (a
-    step is formed when the last has ended). In `v1` all decodes come before unfinished prompts,
-    where vLLM walks the running requests in admission order: the same step unless the budget or
-    memory runs out, and admission reserves the blocks of the first chunk only. In `v0` a prompt
-    longer than the budget runs alone, and the watermark is waived for the head of the queue when
-    nothing runs, where vLLM would refuse the prompt for good. `max_num_seqs` 256 and 2048 tokens
-    are vLLM's class defaults of that era; its entry points choose by GPU.
+    Requests wait where the router put them or, with `queue: cluster`, in one queue for all: the
+    instance that plans first takes what fits, also what another has preempted.
+
+    Deviations and assumptions: vLLM has a queue per engine; `queue: cluster` stands for a proxy
+    that holds requests back until an engine has room. It has `fcfs` and `priority`; `sjf` and `edf`
+    are the plain textbook rules, so a long prompt may wait for ever and a deadline already missed
+    still comes first. A waiting request of high priority evicts nobody, as in V1. Scheduling is
+    synchronous (a step is formed when the last has ended). In `v1` all decodes come before
+    unfinished prompts, where vLLM walks the running requests in admission order: the same step
+    unless the budget or memory runs out, and admission reserves the blocks of the first chunk only.
+    In `v0` a prompt longer than the budget runs alone, and the watermark is waived for the head of
+    the queue when nothing runs, where vLLM would refuse the prompt for good. `max_num_seqs` 256 and
+    2048 tokens are vLLM's class defaults of that era; its entry points choose by GPU.
 
     Complexity: O(admitted + unfinished prompts) per call.
 
@@ -116,6 +125,7 @@ class Continuous(Policy):
     def __init__(self, config: ContinuousConfig) -> None:
         self.v1 = config.scheduler == "v1"
         self.order: str = config.order
+        self.queue_scope = config.queue
         self.max_num_seqs: N = config.max_num_seqs
         self.max_num_batched_tokens: N = config.max_num_batched_tokens
         self.chunk_limit: N = config.long_prefill_token_threshold or config.max_num_batched_tokens

@@ -37,6 +37,8 @@ LEAVING = "tests/golden/test_golden_leaving.py"
 CONTINUOUS_UNIT = "tests/unit/test_policy_continuous.py"
 ENGINE_UNIT = "tests/unit/test_core_engine.py"
 FAILURES = "tests/golden/test_golden_failures.py"
+SHARED = "tests/golden/test_golden_shared_queue.py"
+SHARED_UNIT = "tests/unit/test_core_shared_queue.py"
 TRANSFER = "tests/golden/test_golden_transfer.py"
 SPLITWISE = "tests/golden/test_golden_splitwise.py"
 BUCKETSERVE = "tests/golden/test_golden_bucketserve.py"
@@ -114,6 +116,29 @@ MUTATIONS = (
         "self.max_batch_size >> head.retries",
         "self.max_batch_size",
         (STATIC,),
+    ),
+    # One queue for all instances.
+    Mutation(
+        "shared queue: seen by who has planned already",
+        "sim/core/shared_queue.py",
+        "member.wake(now if member.id > by else now + 1)",
+        "member.wake(now)",
+        (SHARED,),
+    ),
+    Mutation(
+        "shared queue: a removal wakes nobody",
+        "sim/core/shared_queue.py",
+        "self.queue.remove(request)\n        self._changed(by, now)",
+        "self.queue.remove(request)\n        for member in self.members:\n"
+        "            member.num_waiting = len(self.queue)",
+        (SHARED,),
+    ),
+    Mutation(
+        "shared queue: a victim keeps its old place in a batch",
+        "sim/core/seats.py",
+        "self.joins: N = id << 40",
+        "self.joins: N = 0",
+        (SHARED_UNIT,),
     ),
     # Time: spans, order of events, arrivals.
     Mutation(

@@ -86,7 +86,7 @@ class Failures:
         while self.due and self.due[0][0] == now:
             _, engine, repaired_fs = heappop(self.due)
             if repaired_fs < 0:
-                self._repair(engine)
+                self._repair(engine, now)
             else:
                 self._kill(engine, now, repaired_fs)
         self.sim.cluster.update()
@@ -116,9 +116,10 @@ class Failures:
         self._check_progress(put_back)
         heappush(self.due, (repaired_fs, engine, -1))
 
-    def _repair(self, engine: N) -> None:
+    def _repair(self, engine: N, now: int) -> None:
         for instance in self.engines[engine]:
             instance.come_up()
+            instance.wake(now)  # requests may wait in a shared queue
         self._plan_next(engine)
 
     def _put_back(self, request: Request, now: int) -> None:
@@ -191,12 +192,17 @@ class Failures:
 
     def _route_held(self, now: int) -> None:
         """Send on what is held: put back requests to the front, arrivals to the back of a queue."""
+        shared = self.sim.shared
         held = sorted(self.held)
         again = [i for i in reversed(held) if self.held[i].failures]
         for id in [*again, *[i for i in held if not self.held[i].failures]]:
             request = self.held.pop(id)
-            instance = self.entry(request)
+            if shared is not None and shared.fits(request):
+                shared.push_front(request, now)
+                continue
+            instance = self.entry(request) if shared is None else self._other(request)
             if instance is None:
+                self.held[id] = request
                 continue
             if not request.failures:
                 self.sim.queue(request, instance, now)
@@ -206,13 +212,13 @@ class Failures:
             if instance is None:
                 self.held[id] = request
                 continue
-            instance.take_back(request)
+            instance.take_back(request, now)
             instance.wake(now)
 
     def _other(self, request: Request) -> Instance | None:
-        """Return the first instance that is up and takes a request."""
+        """Return the first instance with a queue of its own that is up and takes a request."""
         for instance in self.sim.instances:
-            if instance.up and self.sim.takes(request, instance):
+            if instance.up and instance.shared is None and self.sim.takes(request, instance):
                 return instance
         return None
 
@@ -241,7 +247,7 @@ def _engines(instances: list[Instance]) -> list[list[Instance]]:
 
 def _requests_of(instance: Instance, now: int) -> list[Request]:
     """Take all requests from a failed instance, and those elsewhere whose KV it holds."""
-    found = list(instance.waiting)
+    found = list(instance.waiting) if instance.shared is None else []
     for request in found:
         instance.dequeue(request)
     for request in instance.running.values():

@@ -462,7 +462,7 @@ class Instance(Seats):
             cached = request.prefilled
             total = cached + tokens
             if (
-                request.home is not self
+                (request.home is not self and not self.has(request))
                 or request.stamp == stamp
                 or request.state > PREFILLING
                 or tokens < 1
@@ -503,7 +503,7 @@ class Instance(Seats):
         return True
 
     def _bad_chunk(self, request: Request, tokens: N) -> PlanError:
-        if request.home is not self or request.stamp == self.plans:
+        if not self.has(request) or request.stamp == self.plans:
             return self.broken(f"request {request.id} is named twice or is not here")
         if request.state > PREFILLING:
             return self.broken(f"request {request.id} has no prompt left to prefill")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from sim.types import FS_PER_S, N, Request, View
+from sim.types import FS_PER_S, N, Request, WaitQueue
 
 MS_PER_S = 1e3
 
@@ -48,7 +48,7 @@ class MissLimit:
         self.until_look: N = LOOK_EVERY
 
     def left(
-        self, request: Request, finish_fs: int, emitted: N, instances: Sequence[View], now: int
+        self, request: Request, finish_fs: int, emitted: N, queues: Sequence[WaitQueue], now: int
     ) -> None:
         """Note that a request has left.
 
@@ -56,7 +56,7 @@ class MissLimit:
             request: who.
             finish_fs: when it got its last token; -1: never.
             emitted: its tokens.
-            instances: whose queues hold the others.
+            queues: where others wait.
             now: the clock.
 
         Raises:
@@ -70,7 +70,7 @@ class MissLimit:
             self._check(self.missed_of)
         self.until_look -= 1
         if self.until_look <= 0:
-            self._look(instances, now / FS_PER_S)
+            self._look(queues, now / FS_PER_S)
 
     def _source(self, request: Request) -> N:
         return self.source[request.id] if self.source else 0
@@ -83,11 +83,11 @@ class MissLimit:
             return True
         return emitted > 1 and (e2e_ms - ttft_ms) / (emitted - 1) > tpot
 
-    def _look(self, instances: Sequence[View], now_s: float) -> None:
+    def _look(self, queues: Sequence[WaitQueue], now_s: float) -> None:
         """Add those that wait for a first token that is late already."""
         missed, waiting = list(self.missed_of), 0
-        for instance in instances:
-            for request in instance.waiting:
+        for queue in queues:
+            for request in queue:
                 waiting += 1
                 if request.first_token_fs >= 0 or request.arrival_s < self.start_s:
                     continue

@@ -50,19 +50,22 @@ class Seats(View):
         "partial_tokens",
         "policy",
         "preempting",
+        "shared",
         "sim",
         "spec",
         "swap_fs_per_block",
     )
 
     def __init__(self, id: N, spec: InstanceSpec, policy: Policy, sim: Simulation) -> None:
+        self.shared = None if spec.role == "decode" else sim.shared
+        """The queue it takes from, if that is not its own."""
         super().__init__(
             id,
             spec.cost,
             spec.total_blocks,
             spec.block_size,
             spec.role,
-            policy.new_queue(),
+            policy.new_queue() if self.shared is None else self.shared.queue,
             spec.total_swap_blocks,
         )
         self.spec = spec
@@ -81,7 +84,7 @@ class Seats(View):
         self.finishing: list[tuple[N, N, Request]] = []
         """Heap of (step counter at the last token, order of joining, request); an entry is stale
         when the request's `seq` is not that order."""
-        self.joins: N = 0
+        self.joins: N = id << 40  # no number is another instance's, where a request may join again
         self.joiners: list[Request] = []
         """Requests that joined the batch after the last decode step was launched."""
         self.last_emit_fs = 0
@@ -104,25 +107,39 @@ class Seats(View):
         self.outstanding += 1
         self.outstanding_tokens += request.input_len
 
+    def has(self, request: Request) -> bool:
+        """Whether a request is here, or waits where this instance may take it from."""
+        if self.shared is None:
+            return request.home is self
+        return request.home is self or self.shared.inside.get(request.id) is request
+
     def dequeue(self, request: Request) -> None:
-        """Take a request out of the queue."""
+        """Take a request out of the instance's own queue."""
         self.waiting.remove(request)
         self.num_waiting -= 1
 
-    def requeue(self, request: Request) -> None:
+    def requeue(self, request: Request, now: int) -> None:
         """Put a request back in front; its emitted tokens become part of the prompt."""
         request.prefilled = 0
         request.target_tokens = request.input_len + request.emitted
         request.state = WAITING
+        if self.shared is not None:
+            if request.aborted:  # after out of memory; here it would not be found
+                self.sim.leave(request, self, -1, request.emitted)
+                return
+            self.outstanding -= 1
+            self.outstanding_tokens -= request.input_len
+            self.shared.push_front(request, now, self.id)
+            return
         self.waiting.push_front(request)
         self.num_waiting += 1
 
-    def take_back(self, request: Request) -> None:
+    def take_back(self, request: Request, now: int) -> None:
         """Take a request that the failure of an instance has put back."""
         request.home = self
         self.outstanding += 1
         self.outstanding_tokens += request.input_len
-        self.requeue(request)
+        self.requeue(request, now)
 
     def wipe(self) -> None:
         """Hold nothing: the instance has failed, and its requests have been taken from it."""
@@ -140,7 +157,14 @@ class Seats(View):
 
     def admit(self, request: Request, now: int) -> None:
         """Give a waiting request a seat."""
-        self.dequeue(request)
+        if self.shared is None:  # `dequeue`, without the call
+            self.waiting.remove(request)
+            self.num_waiting -= 1
+        else:
+            request.home = self
+            self.outstanding += 1
+            self.outstanding_tokens += request.input_len
+            self.shared.remove(request, now, self.id)
         request.state = PREFILLING
         self.running[request.id] = request
         if request.prefill_start_fs < 0:
@@ -389,7 +413,7 @@ class Seats(View):
             self._copy(request, held, now, "out")
         else:
             self.sim.preemptions_recompute += 1
-            self.requeue(request)
+            self.requeue(request, now)
 
     def swap_in(self, request: Request, now: int) -> None:
         """Copy a swapped request's blocks back; it rejoins the batch."""

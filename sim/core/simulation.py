@@ -27,10 +27,12 @@ from sim.core.records import (
 )
 from sim.core.routers import make_router
 from sim.core.seats import Seats
+from sim.core.shared_queue import SharedQueue
 from sim.core.spec import InstanceSpec, Settings
 from sim.types import FS_PER_S, Cluster, Deadlock, N, Policy, Request, Trace, to_fs, to_s
 from sim.types.request import DONE
 
+QUEUE_SCOPES = ("instance", "cluster")
 ROLE_ORDER = ("prefill", "mixed", "decode")
 """Order of instances: what a prefill's end causes at a decode instance is in time for its plan."""
 
@@ -93,8 +95,12 @@ class Aborts:
             _, request = pending.popleft()
             if request.state == DONE:
                 continue
+            shared = self.sim.shared
             if request.home is not None:
                 self.sim.instances[request.home.id].abort(request, now)
+            elif shared is not None and request.id in shared.inside:
+                shared.remove(request, now)
+                self.sim.give_up(request)
             elif self.sim.failures is not None:
                 self.sim.failures.abort(request)
         if pending:
@@ -124,9 +130,19 @@ class Simulation:
         self.preemptions_recompute: N = 0
         self.preemptions_swap: N = 0
         self.pipelines: dict[N, Pipeline] = {}
+        one = len(specs) == 1 and settings.outages is None
+        if policy.queue_scope not in QUEUE_SCOPES:
+            raise ValueError(f"queue_scope {policy.queue_scope!r}; valid: {QUEUE_SCOPES}")
+        self.shared: SharedQueue | None = None
+        if policy.queue_scope == "cluster" and not one:
+            self.shared = SharedQueue(self, policy)
         self.instances = [Instance(i, s, policy, self, self.env) for i, s in enumerate(specs)]
         _check_roles([i.role for i in self.instances])
-        one = len(specs) == 1 and settings.outages is None
+        self.queues = [i.waiting for i in self.instances if i.shared is None]
+        """Each queue once."""
+        if self.shared is not None:
+            self.shared.members = [i for i in self.instances if i.shared is not None]
+            self.queues.append(self.shared.queue)
         self.only = self.instances[0] if one else None
         """The instance that takes every request."""
         anywhere = policy.places_decode
@@ -229,6 +245,9 @@ class Simulation:
             self._annotate(request, row)
         instance = self.only
         if instance is None:
+            if self.shared is not None:
+                self.shared.arrive(request, now)
+                return
             if self.failures is None:
                 instance = self.instances[self.policy.route(request, self.cluster)]
             else:
@@ -266,7 +285,9 @@ class Simulation:
     def expects_work(self) -> bool:
         """Whether requests are to come or have not left."""
         arrivals = self.arrivals
-        if arrivals.next_row < arrivals.count or any(i.outstanding for i in self.instances):
+        if arrivals.next_row < arrivals.count or any(
+            i.outstanding or i.num_waiting for i in self.instances
+        ):
             return True
         return self.failures is not None and bool(self.failures.held)
 
@@ -298,7 +319,7 @@ class Simulation:
             self.requests.add(request, now, emitted, FINISHED)
         if self.misses is not None:
             finish = -1 if request.aborted else now
-            self.misses.left(request, finish, emitted, self.instances, self.end_fs)
+            self.misses.left(request, finish, emitted, self.queues, self.end_fs)
         if self.closed is not None:
             self.closed.on_leave(self.env.now)  # type: ignore[arg-type]
 
@@ -320,7 +341,7 @@ class Simulation:
             self.policy.on_leave(request)
         self.requests.add(request, -1, emitted, status)
         if self.misses is not None:
-            self.misses.left(request, -1, emitted, self.instances, self.end_fs)
+            self.misses.left(request, -1, emitted, self.queues, self.end_fs)
         if self.closed is not None:
             self.closed.on_leave(self.env.now)  # type: ignore[arg-type]
 
@@ -328,19 +349,22 @@ class Simulation:
 
     def _check_all_left(self) -> None:
         for instance in self.instances:
-            if instance.outstanding:
+            if instance.outstanding or instance.num_waiting:
                 raise self._deadlock(instance)
 
     def _check_none_stuck(self) -> None:
-        for instance in self.instances:
-            empty = instance.free_blocks == instance.total_blocks
-            if instance.asleep() and instance.num_waiting and empty:
+        waiting = [i for i in self.instances if i.num_waiting]
+        stuck = [i for i in waiting if i.asleep() and i.free_blocks == i.total_blocks]
+        for instance in stuck:
+            shared = instance.shared
+            if shared is None or all(member in stuck for member in shared.members):
                 raise self._deadlock(instance)
 
     def _deadlock(self, instance: Instance) -> Deadlock:
+        where = "" if instance.shared is None else " in the shared queue"
         return Deadlock(
             f"instance {instance.id} at {to_s(self.env.now)} s: "  # type: ignore[arg-type]
-            f"{instance.num_waiting} requests wait, {len(instance.running)} hold seats and "
+            f"{instance.num_waiting} requests wait{where}, {len(instance.running)} hold seats and "
             f"{len(instance.swapped)} are swapped out, but policy {self.policy.name!r} "
             "asks for nothing and no event is left for it"
         )
@@ -349,9 +373,9 @@ class Simulation:
         if self.failures is not None:
             for request in self.failures.held.values():
                 self.requests.add(request, -1, request.emitted, UNFINISHED)
+        for request in [r for queue in self.queues for r in queue]:
+            self.requests.add(request, -1, request.emitted, UNFINISHED)
         for instance in self.instances:
-            for request in instance.waiting:
-                self.requests.add(request, -1, request.emitted, UNFINISHED)
             moving = [instance.bridge, instance.in_transfer, instance.ready]
             for request in [r for held in moving for r in held.values()]:
                 self.requests.add(request, -1, request.emitted, UNFINISHED)

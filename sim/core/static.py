@@ -72,7 +72,7 @@ class StaticBatch:
         if not self.requests or instance.running:
             raise instance.broken("RunToCompletion() of no requests or beside running ones")
         for request in self.requests:
-            if request.home is not instance or request.state != WAITING:
+            if not instance.has(request) or request.state != WAITING:
                 raise instance.broken(f"request {request.id} is named twice or does not wait here")
             if request.emitted:
                 raise instance.broken(f"request {request.id} was preempted in mid-output: no batch")
@@ -286,5 +286,5 @@ class StaticBatch:
             if len(self.requests) == 1 or request.retries > MAX_RETRIES:
                 instance.sim.reject(request, instance)
             else:
-                instance.requeue(request)
+                instance.requeue(request, now)
         instance.restart(now)

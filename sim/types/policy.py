@@ -5,7 +5,7 @@ from __future__ import annotations
 import abc
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from sim.types.monitor import Snapshot
 from sim.types.plans import Plan, Preemption
@@ -127,6 +127,11 @@ class Policy(abc.ABC):
     """Whether `overhead_s` is asked before every prefill and added to it."""
     uses_predictions: ClassVar[bool] = False
     """Whether it reads `request.predicted_output_len`; else no predictor runs."""
+    queue_scope: Literal["instance", "cluster"] = "instance"
+    """Where arrivals wait. `cluster`: in one queue of all instances but those that only decode;
+    `route` is not asked at arrival, and whichever instance plans first takes them (ties: lowest
+    index). It is `view.waiting` of each, `num_waiting` its length. What is preempted goes to its
+    front, for any to take. Only requests that fit every such instance are accepted."""
     places_decode: ClassVar[bool] = False
     """Whether `route` is asked at the end of every prefill, whatever the instance's role, and
     `on_leave` for every request that leaves or is put back by a failure."""
@@ -148,9 +153,10 @@ class Policy(abc.ABC):
         """Return the id of the instance a request goes to, one that is up.
 
         Asked at arrival, and when a failure puts the request back (`target_tokens` counts what it
-        has emitted, too); and when a prefill instance has prefilled the prompt (`request.prefilled`
-        is not 0 then) for the instance that decodes: the same one means that the request stays.
-        With `places_decode` every instance asks, after a recompute too.
+        has emitted, too), unless requests wait in one queue (`queue_scope`); and when a prefill
+        instance has prefilled the prompt (`request.prefilled` is not 0 then) for the instance that
+        decodes: the same one means that the request stays. With `places_decode` every instance
+        asks, after a recompute too.
         """
         if request.prefilled:
             return cluster.decode_router.pick(request, cluster.decode).id

@@ -13,7 +13,7 @@ from sim.types.units import N
 
 
 class WaitQueue(abc.ABC):
-    """Requests that wait on one instance, iterated in the order the policy wants.
+    """Requests that wait for one instance or for any, iterated in the order the policy wants.
 
     `tokens` is the number of tokens the waiting requests still have to prefill.
     """

@@ -83,7 +83,7 @@ class Request:
         self.retries: N = 0
         """Times the request was put back by an out-of-memory event."""
         self.home: View | None = None
-        """The instance that holds it; None while no instance that is up can."""
+        """The instance that holds it; None in a queue of all, or while none that is up can."""
 
         # What only the engine uses.
         self.state = WAITING

@@ -92,7 +92,8 @@ class View:
         self.phases: list[N] = [0] * block_size
         self.preempted_last_step = False
         self.outstanding: N = 0
-        """Requests routed here that have not left: waiting, running or swapped."""
+        """Requests of this instance that have not left: waiting (not in a queue of all), running or
+        swapped."""
         self.outstanding_tokens: N = 0
         """Prompt tokens of the outstanding requests."""
         self.up = True

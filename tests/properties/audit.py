@@ -13,6 +13,7 @@ from typing import Any
 
 from knotted import decode_price
 
+from sim.core.instance import Instance
 from sim.core.spec import Settings
 from sim.types import (
     Cluster,
@@ -130,12 +131,19 @@ def check_view(view: View, audit: Audit) -> None:
     assert view.num_running == len(running)
     assert view.num_decoding == len(decoding)
     assert view.kv_tokens == sum(cached)
-    everyone = [*waiting, *running, *view.swapped.values(), *_moving(view)]
+    everyone = [*running, *view.swapped.values(), *_moving(view)]
+    if not shares(view):  # what waits for any instance is nobody's
+        everyone += waiting
     assert view.outstanding == len(everyone)
     prompts = [r.input_len for r in everyone]
     assert view.outstanding_tokens == sum(prompts)
     _check_blocks(view, decoding, cached)
     _check_growth(view, cached)
+
+
+def shares(view: View) -> bool:
+    """Whether the queue of a view is one for all instances."""
+    return isinstance(view, Instance) and view.shared is not None
 
 
 def _moving(view: View) -> list[Request]:
@@ -147,9 +155,11 @@ def _moving(view: View) -> list[Request]:
 def _check_places(view: View, waiting: list[Request], running: list[Request]) -> None:
     """A request is in one place (I9), and knows it."""
     swapped = list(view.swapped.values())
-    held = [*waiting, *running, *swapped, *_moving(view)]
-    assert len({r.id for r in held}) == len(held), "a request is in two places"
+    held = [*running, *swapped, *_moving(view)]
     assert all(r.home is view for r in held)
+    assert all(r.home is (None if shares(view) else view) for r in waiting)
+    held += waiting
+    assert len({r.id for r in held}) == len(held), "a request is in two places"
     assert view.prefilling.keys() | view.paused.keys() <= view.running.keys()
     assert not view.prefilling.keys() & view.paused.keys()
     if isinstance(view.waiting, Fifo):
@@ -262,6 +272,10 @@ def _note(view: View, plan: Plan | None, audit: Audit, overhead_fs: int) -> None
     labels = audit.labels
     labels[f"plan {type(plan).__name__}"] += 1
     labels["a partial prompt"] += bool(view.prefilling or view.paused)
+    if isinstance(view, Instance) and view.shared is not None and len(view.shared.members) > 1:
+        labels["one queue of all instances"] += bool(view.num_waiting)
+        up = all(member.up for member in view.shared.members)
+        labels["one queue, an instance is down"] += not up
     if isinstance(plan, Decode):
         labels["a partial prompt"] += bool(plan.pause)
     if isinstance(plan, RunToCompletion):

@@ -40,6 +40,7 @@ class ChaosConfig(Config):
     padded: bool = Field(False, description="pad whole prefills")
     static_when_idle: bool = Field(False, description="start with a static batch when idle")
     release: Literal["together", "each"] = Field("each", description="of that batch")
+    queue: Literal["instance", "cluster"] = Field("instance", description="where requests wait")
     closed_phase: bool = Field(True, description="admit nobody in every third quantum")
 
 
@@ -51,6 +52,7 @@ class Chaos(Policy):
 
     def __init__(self, config: ChaosConfig) -> None:
         self.config = config
+        self.queue_scope = config.queue
 
     def plan(self, view: View) -> Plan | None:
         """Rotate, evict, swap in, admit, decode: the first that applies."""

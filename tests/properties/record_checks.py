@@ -81,6 +81,9 @@ CASES = (
     "a static batch that is killed",
     "held, for nothing is up",
     "parked, for no decode instance is up",
+    "one queue of all instances",
+    "one queue, an instance is down",
+    "preempted, and taken by another instance",
 )
 """What the generators must reach (design section 10)."""
 
@@ -420,6 +423,11 @@ def labels(done: Run) -> Counter[str]:
     found["a failure"] += len(fails)
     found["a failure at an arrival"] += len(set(fails) & set(columns["arrival_s"].tolist()))
     found["two failures at once"] += len(fails) - len(set(fails))
+    if done.sim.shared is not None and not done.scenario.split:
+        evicted = (columns["preemptions"] > 0) & (columns["retries"] == 0)
+        moved = columns["decode_instance"] != columns["prefill_instance"]
+        moved &= columns["decode_instance"] >= 0
+        found["preempted, and taken by another instance"] += (evicted & moved).sum()
     return +found
 
 

@@ -59,6 +59,14 @@ def erlang_arrivals(rate: float, service_s: float, stages: int) -> float:
     return float(((a * below - shape / rate * special.gammainc(shape + 1, rate * a)) / n).sum())
 
 
+def erlang_c(rate: float, mean_s: float, servers: int) -> float:
+    """Return the mean wait in an M/M/c queue: the chance to wait (Erlang C), and then how long."""
+    load = rate * mean_s
+    waits = load**servers / math.factorial(servers) * servers / (servers - load)
+    chance = waits / (sum(load**k / math.factorial(k) for k in range(servers)) + waits)
+    return chance * mean_s / (servers - load)
+
+
 # -- workloads ------------------------------------------------------------------------------------
 
 
@@ -95,20 +103,25 @@ def poisson_trace(seed: int, lengths: str, rate: float, count: int, steps: int) 
 
 
 def waits(
-    trace: Trace, policy: str, instances: int = 1, router: str = "round-robin", seed: int = 0
+    trace: Trace,
+    policy: str,
+    instances: int = 1,
+    router: str = "round-robin",
+    seed: int = 0,
+    **config: Any,
 ) -> Floats:
     """Return how long each request waits for its prefill, in seconds."""
-    return served(trace, policy, instances, router, seed)[0]
+    return served(trace, policy, instances, router, seed, **config)[0]
 
 
 def served(
-    trace: Trace, policy: str, instances: int, router: str, seed: int = 0
+    trace: Trace, policy: str, instances: int, router: str, seed: int = 0, **config: Any
 ) -> tuple[Floats, NDArray[np.int64]]:
     """Return how long each request waits, in seconds, and the instance that serves it."""
     cls = load(policy)
     cost = AffineCost(decode_base_s=STEP_S)
     specs = [InstanceSpec(cost, 1000) for _ in range(instances)]
-    made = cls(cls.Config(**SERVERS[policy]))  # type: ignore[call-arg]
+    made = cls(cls.Config(**SERVERS[policy], **config))  # type: ignore[call-arg]
     record = simulate(trace, made, specs, Settings(router=router, router_seed=seed))
     assert (record.requests["status"] == "finished").all()
     waited: Floats = record.requests["prefill_start_s"] - record.requests["arrival_s"]

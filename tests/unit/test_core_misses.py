@@ -121,13 +121,6 @@ def test_a_queue_that_starves_is_seen_before_it_is_served():
     assert sum(limit.missed_of) <= 600
 
 
-class Queue:
-    """An instance with nothing but a queue."""
-
-    def __init__(self, waiting):
-        self.waiting = waiting
-
-
 def waiting(row, arrival_s, first_token_s=None):
     request = Request(row, to_fs(arrival_s), arrival_s, 10)
     if first_token_s is not None:
@@ -142,7 +135,7 @@ def test_who_waits_counts_from_the_bound_on_and_only_for_a_first_token():
 
     def look(allowed):
         limit = MissLimit([(2000.0, np.inf, np.inf)], [], 0.8, allowed, [FREE])
-        limit._look([Queue(queue[:2]), Queue(queue[2:])], 10.0)
+        limit._look([queue[:2], queue[2:]], 10.0)
         return limit
 
     assert look(2).missed_of == [0]
