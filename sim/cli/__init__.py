@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
-from sim.cli import calibrate, capacity, catalogue, study, sweep, workload
+from sim.cli import calibrate, capacity, catalogue, figures, study, sweep, workload
 
 DONE, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
 
@@ -28,6 +28,7 @@ app.command("compare")(study.compare)
 app.command("sweep")(sweep.sweep)
 app.command("results")(sweep.results)
 app.command("capacity")(capacity.capacity)
+app.command("figures")(figures.figures)
 app.command("policies")(catalogue.policies)
 app.command("profiles")(catalogue.profiles)
 app.command("cite")(catalogue.cite)

@@ -1,0 +1,1 @@
+"""The paper's numbers, and the rule by which ours are judged against its claims."""
