@@ -5,7 +5,7 @@ OUT := results/out
 .DEFAULT_GOAL := help
 
 help: ## print the targets
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+	@grep -hE '^[a-z%-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
 .venv/.ready: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "bucketsim needs Python >= 3.11, this is " + sys.version)'
@@ -65,6 +65,15 @@ wheelhouse: setup ## collect the wheels that a GPU machine without network lacks
 		--platform manylinux2014_x86_64 -c constraints.txt -d wheelhouse \
 		simpy pydantic pydantic_core joblib annotated-types typing-inspection typing_extensions
 
+figures: setup ## draw the paper's figures and their twins into results/out/figures (< 10 min on 2 cores; resumes)
+	$(BIN)/bucketsim figures --out $(OUT)/figures
+
+fig-%: setup ## draw one figure and its twin: make fig-5d
+	$(BIN)/bucketsim figures $* --out $(OUT)/figures
+
+quick: setup ## redraw 5c and 5d with fewer seeds (< 2 min)
+	$(BIN)/bucketsim figures 5c 5d --no-twins --seeds 4 --out $(OUT)/quick
+
 TABLES := ../shared/data/profiles
 profiles: setup ## fit the shipped profiles to operator tables in TABLES (4 min)
 	for gpu in a100-80gb h100 h200 rtx-4090 rtx-pro-6000; do \
@@ -79,5 +88,5 @@ gpu-test: $(GPU_SETUP) ## tests that need a CUDA device (2-3 min; wants pytest a
 clean: ## remove .venv and everything generated
 	rm -rf .venv build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache $(OUT)
 
-.PHONY: help setup run test check test-slow mutate bench evidence calibrate calibrate-gpu wheelhouse \
+.PHONY: help setup run test check test-slow mutate bench evidence figures quick calibrate calibrate-gpu wheelhouse \
 	profiles docs-pictures gpu-test clean

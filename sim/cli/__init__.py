@@ -11,7 +11,17 @@ from typing import Annotated, Any
 
 import typer
 
-from sim.cli import calibrate, capacity, catalogue, report, study, sweep, tune, workload
+from sim.cli import (
+    calibrate,
+    capacity,
+    catalogue,
+    figures,
+    report,
+    study,
+    sweep,
+    tune,
+    workload,
+)
 
 DONE, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
 
@@ -30,6 +40,7 @@ app.command("results")(sweep.results)
 app.command("capacity")(capacity.capacity)
 app.command("tune")(tune.tune)
 app.command("report")(report.report)
+app.command("figures")(figures.figures)
 app.command("policies")(catalogue.policies)
 app.command("profiles")(catalogue.profiles)
 app.command("cite")(catalogue.cite)

@@ -17,6 +17,8 @@ import numpy as np
 
 from sim.core.records import RunRecord
 from sim.core.simulation import simulate
+from sim.costs.catalogue import model_named
+from sim.costs.model import StepCost
 from sim.study.build import Setup, build, settings
 from sim.study.config import Experiment, PolicyChoice, RunConfig, SloConfig
 from sim.study.notices import batch_notices, notices, warmup_notices
@@ -359,7 +361,16 @@ def frame(experiment: Experiment, setup: Setup, warmup_s: float) -> Frame:
         peak_flops_per_s=sum(i.costs.peak_flops_per_s for i in setup.instances),
         flops_per_token=costs.flops_per_token,
         attention_flops_per_pair=costs.attention_flops_per_pair,
+        unfloored=_unfloored(experiment, setup),
     )
+
+
+def _unfloored(experiment: Experiment, setup: Setup) -> tuple[StepCost, ...]:
+    """Return the step times of each instance without `engine.min_step_ms`; none: it has none."""
+    if not experiment.engine.min_step_ms:
+        return ()
+    model = model_named(experiment.cluster.model)
+    return tuple(StepCost(i.costs.profile, model) for i in setup.instances)
 
 
 def _check_window(experiment: Experiment, record: RunRecord) -> None:

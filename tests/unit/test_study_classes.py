@@ -102,6 +102,7 @@ def test_classes_add_up_to_the_totals(seed, warmup_s):
         status=np.array(["finished", "rejected", "aborted"])[rng.integers(0, 3, n)],
         preemptions=np.zeros(n, int),
         prefill_start_s=arrival,
+        prefill_end_s=first,
     )
     slo = SloConfig(ttft_ms=900, by={"b": {"ttft_ms": 300, "tpot_ms": 200}})
     total = summarise(run, Frame(slo=slo, warmup_s=warmup_s))

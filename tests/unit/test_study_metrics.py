@@ -37,6 +37,7 @@ def requests(**columns):
         "status": ["finished"] * n,
         "preemptions": [0] * n,
         "prefill_start_s": columns["arrival_s"],
+        "prefill_end_s": columns["first_token_s"],
     }
     return {name: np.array(values) for name, values in {**defaults, **columns}.items()}
 

@@ -20,13 +20,14 @@ Definitions (design section 7, style section 4):
 * `effective_requests`: independent requests that the mean TTFT is worth (`stability`).
 * `classes`: counts, attainments, TTFT and TPOT by source, task, priority and prompt length
   (`sim.study.statistics.classes`).
+* Figures of the phases: `sim.study.statistics.phases`.
 * `mfu`: FLOPs of the tokens served (each once: no padding, no recomputation, no finished rows) over
   peak FLOPs * duration.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -43,9 +44,10 @@ from sim.study.config import SloConfig
 from sim.study.statistics.classes import Bools, ClassFigures, Outcomes, class_figures
 from sim.study.statistics.downtime import downtime_figures
 from sim.study.statistics.moments import moments, run_moments
+from sim.study.statistics.phases import phase_figures
 from sim.study.statistics.runs import Floats, Runs
 from sim.study.statistics.stability import effective_requests, verdict
-from sim.types import FS_PER_S
+from sim.types import FS_PER_S, CostModel
 
 MS_PER_S = 1e3
 
@@ -67,6 +69,7 @@ class Frame:
         peak_flops_per_s: of all GPUs in use.
         flops_per_token: outside attention.
         attention_flops_per_pair: of a query token with a key token.
+        unfloored: step times of each instance without `engine.min_step_ms`; none: there is none.
     """
 
     slo: SloConfig
@@ -76,6 +79,7 @@ class Frame:
     peak_flops_per_s: float = float("nan")
     flops_per_token: float = float("nan")
     attention_flops_per_pair: float = float("nan")
+    unfloored: Sequence[CostModel] = ()
 
 
 def summarise(record: RunRecord, frame: Frame) -> Summary:
@@ -91,6 +95,7 @@ def summarise(record: RunRecord, frame: Frame) -> Summary:
     summary |= run_moments("itl", itl_runs(record, start))
     summary |= moments("e2el", latencies["e2el"])
     summary |= steps.figures(duration)
+    summary |= phase_figures(record, frame, start, duration, steps.duration_s)
     summary["mfu"] = requests.served_flops() / (frame.peak_flops_per_s * duration or np.nan)
     summary["preemptions"] = int(requests.column("preemptions").sum())
     summary["oom_events"] = record.counters["oom_events"]

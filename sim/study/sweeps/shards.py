@@ -22,7 +22,7 @@ from sim.study.statistics.metrics import Summary
 from sim.types import BadInput
 
 FOLDER = "shards"
-SCHEMA = 1
+SCHEMA = 2
 """Of the rows and metadata; raised when a reader of the old ones would go wrong."""
 METADATA = b"bucketsim"
 SET_ASIDE = ".corrupt"

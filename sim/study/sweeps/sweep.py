@@ -130,9 +130,19 @@ def plan_sweep(path: Path, overrides: Iterable[str] = (), indices: bool = False)
     Raises:
         BadInput: one line with file, key, value and what would be valid.
     """
-    source = str(path)
     data = overridden(read_config(path), list(overrides))
     data.pop(ABOUT, None)
+    return plan_data(data, str(path), indices)
+
+
+def plan_data(data: dict[str, Any], source: str, indices: bool = False) -> Sweep:
+    """Validate every point of a sweep given as plain data (see `plan_sweep`).
+
+    Args:
+        data: a config with a `sweep` section.
+        source: where it comes from, for error messages.
+        indices: choose the points for Sobol indices.
+    """
     if SECTION not in data:
         example = f"{SECTION}: {{workload.arrivals.rate: [2, 4, 8]}}"
         raise BadInput(f"{source}: {SECTION} is missing: what to vary, for example {example}")
