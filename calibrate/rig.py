@@ -27,13 +27,13 @@ MS_PER_S = 1e3
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of malloc.h
 LARGEST_MMAP_THRESHOLD = 32 << 20
 
-CPU_KV_BYTES = 32 << 20
-"""KV cache on the CPU: 8,192 tokens of tiny-llama."""
+CPU_KV_BYTES = 16 << 20
+"""KV cache on the CPU: 4,096 tokens of tiny-llama; more leaves the processor's cache: a cliff."""
 
-CPU_STEP_TOKENS, CUDA_STEP_TOKENS = 512, 16_384
-"""Most prompt tokens of a step: on a GPU vLLM's limit of 2023; on the CPU 50 ms of tiny-llama."""
+CPU_STEP_TOKENS, CUDA_STEP_TOKENS = 384, 16_384
+"""Most prompt tokens of a step: on a GPU vLLM's limit of 2023; on the CPU 40 ms of tiny-llama."""
 
-CPU_SEQUENCES, CUDA_SEQUENCES = 64, 256
+CPU_SEQUENCES, CUDA_SEQUENCES = 32, 256
 """Most prompts, and most decodes, of a step."""
 
 PATH_NAMES = {False: "ragged", True: "padded"}
