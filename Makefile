@@ -19,7 +19,7 @@ run: setup ## compare static with continuous batching on 4 GPUs: a table and a p
 	$(BIN)/bucketsim compare examples/sharegpt.yaml --policies static,continuous --out $(OUT)/run
 
 test: setup ## the fast tests: what CI runs (< 2 min after the installs)
-	$(BIN)/python -m pytest -n auto
+	$(BIN)/python -m pytest -n auto --dist worksteal
 
 check: setup ## lint, format, types and the import contracts
 	$(BIN)/ruff check .
@@ -28,7 +28,7 @@ check: setup ## lint, format, types and the import contracts
 	$(BIN)/lint-imports
 
 test-slow: setup ## the full counts of every bar (< 30 min on 2 cores)
-	$(BIN)/python -m pytest -m "slow and not alone" -n auto
+	$(BIN)/python -m pytest -m "slow and not alone" -n auto --dist worksteal
 	$(BIN)/python -m pytest -m alone
 
 mutate: setup ## flip some 50 lines; every flip must be caught (< 5 min)

@@ -59,7 +59,7 @@ def _kept() -> dict[str, dict[str, Any]]:
 
 
 def _tests() -> list[Row]:
-    return _selected("not gpu and not alone", "-n", "2")
+    return _selected("not gpu and not alone", "-n", "2", "--dist", "worksteal")
 
 
 def _timing() -> list[Row]:
