@@ -450,10 +450,7 @@ class Instance(Seats):
             self.make_room(chunks, decode, now)
             growth = self.phases[-self.steps % self.block_size] if decode else 0
         if not chunks:
-            if not (decode and self.num_decoding):
-                return False
-            self._launch_decode(now, 1)
-            return True
+            return decode and self._one_decode(now)
         new = context = quad = longest = 0
         room = self.free_blocks
         size = self.block_size
@@ -500,6 +497,13 @@ class Instance(Seats):
         first += self.delay_fs
         self.delay_fs = 0
         self._launch(now, 1, first, 0, batch)
+        return True
+
+    def _one_decode(self, now: int) -> bool:
+        """Run one step of the batch alone; False if nothing decodes."""
+        if not self.num_decoding:
+            return False
+        self._launch_decode(now, 1)
         return True
 
     def _bad_chunk(self, request: Request, tokens: N) -> PlanError:

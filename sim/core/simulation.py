@@ -69,6 +69,11 @@ def _check_roles(roles: list[str]) -> None:
         raise ValueError(f"prefill and decode pools need each other, got {roles}")
 
 
+def _check_scope(policy: Policy) -> None:
+    if policy.queue_scope not in QUEUE_SCOPES:
+        raise ValueError(f"queue_scope {policy.queue_scope!r}; valid: {QUEUE_SCOPES}")
+
+
 class Aborts:
     """Clients that give up a constant time after arrival: a queue, in order of arrival."""
 
@@ -113,6 +118,7 @@ class Simulation:
     def __init__(
         self, trace: Trace, policy: Policy, specs: Sequence[InstanceSpec], settings: Settings
     ) -> None:
+        _check_scope(policy)
         self.trace = trace
         self.policy = policy
         self.settings = settings
@@ -131,11 +137,7 @@ class Simulation:
         self.preemptions_swap: N = 0
         self.pipelines: dict[N, Pipeline] = {}
         one = len(specs) == 1 and settings.outages is None
-        if policy.queue_scope not in QUEUE_SCOPES:
-            raise ValueError(f"queue_scope {policy.queue_scope!r}; valid: {QUEUE_SCOPES}")
-        self.shared: SharedQueue | None = None
-        if policy.queue_scope == "cluster" and not one:
-            self.shared = SharedQueue(self, policy)
+        self.shared = None if one else self._new_shared_queue()
         self.instances = [Instance(i, s, policy, self, self.env) for i, s in enumerate(specs)]
         _check_roles([i.role for i in self.instances])
         self.queues = [i.waiting for i in self.instances if i.shared is None]
@@ -145,32 +147,14 @@ class Simulation:
             self.queues.append(self.shared.queue)
         self.only = self.instances[0] if one else None
         """The instance that takes every request."""
-        anywhere = policy.places_decode
-        self.tells = anywhere
-        self.decode_tokens: N = min(
-            [i.max_tokens for i in self.instances if anywhere or i.role == "decode"],
-            default=1 << 40,
-        )
-        self.longest: N = max(
-            self.decode_tokens if i.hands_over else i.max_tokens
-            for i in self.instances
-            if i.role != "decode"
-        )
-        """Longest prompt + output that any instance takes."""
-        self.shortest: N = min([self.decode_tokens, *[i.max_tokens for i in self.instances]])
-        """Longest prompt + output that all of them take."""
+        self.tells = policy.places_decode
+        self._set_limits()
         self.cluster = Cluster(
             self.instances,
             make_router(settings.router, settings.router_seed),
             make_router(settings.decode_router, settings.router_seed),
         )
-        self.links = Links(
-            self.env,
-            settings.link_bytes_per_s,
-            settings.link_latency_s,
-            settings.link_shared,
-            settings.link_overlap,
-        )
+        self.links = self._new_links()
         self.source = None if trace.source is None else trace.source.tolist()
         self.arrivals = self._new_arrivals()
         self.closed = self.arrivals if isinstance(self.arrivals, ClosedArrivals) else None
@@ -186,6 +170,33 @@ class Simulation:
         self.failures: Failures | None = None
         if settings.outages is not None:
             self.failures = Failures(self, self.env, settings.outages)
+
+    def _set_limits(self) -> None:
+        """Find the longest prompt + output: where decoding is, on any instance, on all."""
+        anywhere = self.policy.places_decode
+        self.decode_tokens: N = min(
+            [i.max_tokens for i in self.instances if anywhere or i.role == "decode"],
+            default=1 << 40,
+        )
+        self.longest: N = max(
+            self.decode_tokens if i.hands_over else i.max_tokens
+            for i in self.instances
+            if i.role != "decode"
+        )
+        self.shortest: N = min([self.decode_tokens, *[i.max_tokens for i in self.instances]])
+
+    def _new_shared_queue(self) -> SharedQueue | None:
+        return SharedQueue(self, self.policy) if self.policy.queue_scope == "cluster" else None
+
+    def _new_links(self) -> Links:
+        settings = self.settings
+        return Links(
+            self.env,
+            settings.link_bytes_per_s,
+            settings.link_latency_s,
+            settings.link_shared,
+            settings.link_overlap,
+        )
 
     def _new_arrivals(self) -> Arrivals:
         trace, settings = self.trace, self.settings

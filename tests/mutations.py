@@ -1,0 +1,501 @@
+"""The deliberate bugs that `make mutate` plants, one line each, and the tests that catch them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+GOLDEN = "tests/golden"
+PREEMPTION = "tests/golden/test_golden_preemption.py"
+STEPS = "tests/golden/test_golden_steps.py"
+STATIC = "tests/golden/test_golden_static.py"
+LEAVING = "tests/golden/test_golden_leaving.py"
+CONTINUOUS_UNIT = "tests/unit/test_policy_continuous.py"
+ENGINE_UNIT = "tests/unit/test_core_engine.py"
+FAILURES = "tests/golden/test_golden_failures.py"
+SHARED = "tests/golden/test_golden_shared_queue.py"
+SHARED_UNIT = "tests/unit/test_core_shared_queue.py"
+TRANSFER = "tests/golden/test_golden_transfer.py"
+SPLITWISE = "tests/golden/test_golden_splitwise.py"
+BUCKETSERVE = "tests/golden/test_golden_bucketserve.py"
+DEADLINE = "tests/golden/test_golden_deadline.py"
+UELLM = "tests/golden/test_golden_uellm.py"
+MIDPOINTS = "tests/unit/test_parts_buckets.py"
+
+
+@dataclass(frozen=True)
+class Mutation:
+    """One flip: `old` stands exactly once in `path` and becomes `new`; `tests` must notice."""
+
+    name: str
+    path: str
+    old: str
+    new: str
+    tests: tuple[str, ...]
+
+
+MUTATIONS = (
+    # Policies.
+    Mutation(
+        "v1 victim: first admitted",
+        "policies/continuous.py",
+        "next(reversed(view.running))",
+        "next(iter(view.running))",
+        (PREEMPTION,),
+    ),
+    Mutation(
+        "v0 victim: earliest arrival",
+        "policies/continuous.py",
+        "if request.id > last.id:",
+        "if request.id < last.id:",
+        (PREEMPTION,),
+    ),
+    Mutation(
+        "v0 admission ignores the watermark",
+        "policies/continuous.py",
+        "room = view.free_blocks - int(self.watermark * view.total_blocks)\n        batch",
+        "room = view.free_blocks\n        batch",
+        (CONTINUOUS_UNIT,),
+    ),
+    Mutation(
+        "v1 chunk budget forgets the decodes",
+        "policies/continuous.py",
+        "budget = self.max_num_batched_tokens - decoding",
+        "budget = self.max_num_batched_tokens",
+        (STEPS,),
+    ),
+    Mutation(
+        "v1 admission ignores the batch's growth",
+        "policies/continuous.py",
+        "room = view.free_blocks - view.growth_blocks\n        for request in view.prefilling",
+        "room = view.free_blocks\n        for request in view.prefilling",
+        (PREEMPTION,),
+    ),
+    Mutation(
+        "v1 a request that does not fit is overtaken",
+        "policies/continuous.py",
+        "room -= -(-tokens // size)\n            if room < 0:\n                return\n",
+        "if room < -(-tokens // size):\n                continue\n"
+        "            room -= -(-tokens // size)\n",
+        (PREEMPTION,),
+    ),
+    Mutation(
+        "v0 prefills beside swapped requests",
+        "policies/continuous.py",
+        "elif view.num_waiting and",
+        "if view.num_waiting and",
+        (PREEMPTION,),
+    ),
+    Mutation(
+        "static: no halving after out of memory",
+        "policies/static.py",
+        "self.max_batch_size >> head.retries",
+        "self.max_batch_size",
+        (STATIC,),
+    ),
+    # One queue for all instances.
+    Mutation(
+        "shared queue: seen by who has planned already",
+        "sim/core/shared_queue.py",
+        "member.wake(now if member.id > by else now + 1)",
+        "member.wake(now)",
+        (SHARED,),
+    ),
+    Mutation(
+        "shared queue: a removal wakes nobody",
+        "sim/core/shared_queue.py",
+        "self.queue.remove(request)\n        self._changed(by, now)",
+        "self.queue.remove(request)\n        for member in self.members:\n"
+        "            member.num_waiting = len(self.queue)",
+        (SHARED,),
+    ),
+    Mutation(
+        "shared queue: a victim keeps its old place in a batch",
+        "sim/core/seats.py",
+        "self.joins: N = id << 40",
+        "self.joins: N = 0",
+        (SHARED_UNIT,),
+    ),
+    # Time: spans, order of events, arrivals.
+    Mutation(
+        "fused span one step too long",
+        "sim/core/instance.py",
+        "limit = heap[0][0] - self.steps",
+        "limit = heap[0][0] - self.steps + 1",
+        (STEPS,),
+    ),
+    Mutation(
+        "fused span across a knot",
+        "sim/core/instance.py",
+        "limit = min(limit, -((kv - piece.kv_end) // batch))",
+        "limit = min(limit, -((kv - piece.kv_end) // batch) + 1)",
+        (STEPS,),
+    ),
+    Mutation(
+        "fused span outgrows the KV cache",
+        "sim/core/instance.py",
+        "limit = min(limit, self.steps_until_free_below(0))",
+        "limit = min(limit, self.steps_until_free_below(0) + 1)",
+        (PREEMPTION,),
+    ),
+    Mutation(
+        "arrival at a step's end is a step late",
+        "sim/core/instance.py",
+        "steps_to_cover(now - self.start_fs, self.first_fs, self.increment_fs)\n            )",
+        "steps_to_cover(now - self.start_fs + 1, self.first_fs, self.increment_fs)\n            )",
+        (STEPS,),
+    ),
+    Mutation(
+        "arrivals after step ends",
+        "sim/core/loop.py",
+        "ARRIVAL = 2\n",
+        "ARRIVAL = 1000\n",
+        (STEPS,),
+    ),
+    Mutation(
+        "aborts after step ends",
+        "sim/core/loop.py",
+        "ABORT = 3\n",
+        "ABORT = 1001\n",
+        (LEAVING,),
+    ),
+    Mutation(
+        "instances in order of insertion",
+        "sim/core/instance.py",
+        "INSTANCE + id)",
+        "INSTANCE)",
+        (STEPS,),
+    ),
+    Mutation(
+        "arrival chain drops the last",
+        "sim/core/arrivals.py",
+        "if row < self.count:",
+        "if row < self.count - 1:",
+        (STEPS,),
+    ),
+    Mutation(
+        "closed loop without think time",
+        "sim/core/arrivals.py",
+        "max(to_fs(think_s), 1)",
+        "1",
+        (LEAVING,),
+    ),
+    Mutation(
+        "horizon counts the step under way",
+        "sim/core/instance.py",
+        "self.first_fs, self.increment_fs) - 1\n        if steps > 0:",
+        "self.first_fs, self.increment_fs)\n        if steps > 0:",
+        (LEAVING,),
+    ),
+    Mutation(
+        "until_s rounded down",
+        "sim/types/units.py",
+        "if middle / FS_PER_S < seconds:",
+        "if middle / FS_PER_S <= seconds:",
+        ("tests/unit/test_types_units.py",),
+    ),
+    Mutation(
+        "swap copies take no time",
+        "sim/core/seats.py",
+        "self.delay_fs += duration",
+        "self.delay_fs += 0",
+        (PREEMPTION,),
+    ),
+    # Memory and membership.
+    Mutation(
+        "KV growth looked up a step late",
+        "sim/core/instance.py",
+        "self.free_blocks -= self.phases[-self.steps % self.block_size]",
+        "self.free_blocks -= self.phases[(-self.steps - 1) % self.block_size]",
+        (PREEMPTION,),
+    ),
+    Mutation(
+        "blocks of a finished request are kept",
+        "sim/core/seats.py",
+        "self.free_blocks += request.held_blocks\n        request.held_blocks = 0",
+        "self.free_blocks += 0\n        request.held_blocks = 0",
+        (STEPS,),
+    ),
+    Mutation(
+        "host memory of an aborted request is kept",
+        "sim/core/seats.py",
+        "self.free_swap_blocks += request.held_blocks",
+        "self.free_swap_blocks += 0",
+        (LEAVING,),
+    ),
+    Mutation(
+        "full swap space takes more",
+        "sim/core/seats.py",
+        "held <= self.free_swap_blocks",
+        "held >= 0",
+        (PREEMPTION,),
+    ),
+    Mutation(
+        "recompute forgets the emitted tokens",
+        "sim/core/seats.py",
+        "request.target_tokens = request.input_len + request.emitted",
+        "request.target_tokens = request.input_len",
+        (PREEMPTION,),
+    ),
+    Mutation(
+        "finish heap trusts stale entries",
+        "sim/core/instance.py",
+        "if request.seq == seq:",
+        "if request.state == 2:",
+        (PREEMPTION,),
+    ),
+    Mutation(
+        "queue tokens grow for ever",
+        "sim/types/queues.py",
+        "del self._items[request.id]\n        self.tokens -= request.target_tokens",
+        "del self._items[request.id]",
+        ("tests/unit/test_types_queues.py",),
+    ),
+    Mutation(
+        "tokens of a sorted queue grow for ever",
+        "sim/types/queues.py",
+        "self.tokens -= request.target_tokens\n        if self._front",
+        "if self._front",
+        ("tests/unit/test_types_queues.py", "tests/unit/test_policy_ordering.py"),
+    ),
+    Mutation(
+        "padded batch priced at the sum",
+        "sim/core/static.py",
+        "self.lens = [max(self.lens)] * len(self.lens)",
+        "self.lens = list(self.lens)",
+        (STATIC,),
+    ),
+    Mutation(
+        "rejection rule off by one",
+        "sim/core/seats.py",
+        "spec.total_blocks * spec.block_size + 1)",
+        "spec.total_blocks * spec.block_size)",
+        (ENGINE_UNIT,),
+    ),
+    # Records and routing.
+    Mutation(
+        "stalled batch loses its lead",
+        "sim/core/instance.py",
+        "self.lead_fs = now - self.last_emit_fs",
+        "self.lead_fs = 0",
+        (STEPS,),
+    ),
+    Mutation(
+        "round robin is stuck",
+        "sim/core/routers.py",
+        "self._next += 1",
+        "self._next += 0",
+        ("tests/unit/test_core_routers.py",),
+    ),
+    # From prefill to decode: links, blocks, pipelines.
+    Mutation(
+        "transfers do not share a link",
+        "sim/core/links.py",
+        "least = min([t.work_fs for t in active]) * len(active)",
+        "least = min([t.work_fs for t in active])",
+        (TRANSFER,),
+    ),
+    Mutation(
+        "a shared link is one per pair",
+        "sim/core/links.py",
+        "(-1, -1) if self.shared else",
+        "(-1, -1) if False else",
+        (TRANSFER,),
+    ),
+    Mutation(
+        "transfers take no time",
+        "sim/core/links.py",
+        "work = self.latency_fs + size_bytes / self.bytes_per_s * FS_PER_S",
+        "work = 0.0",
+        (TRANSFER,),
+    ),
+    Mutation(
+        "transfer overlap ignored",
+        "sim/core/links.py",
+        "self.exposed = 1.0 - overlap",
+        "self.exposed = 1.0",
+        (SPLITWISE, TRANSFER),
+    ),
+    Mutation(
+        "source blocks are free when the transfer starts",
+        "sim/core/seats.py",
+        "            self.sim.links.start(request, self.sim.instances[request.source], self, now)",
+        "            source = self.sim.instances[request.source]\n"
+        "            source.free_blocks += request.held_blocks\n"
+        "            source.held_blocks -= request.held_blocks\n"
+        "            request.held_blocks = 0\n"
+        "            source.wake(now)\n"
+        "            self.sim.links.start(request, source, self, now)",
+        (TRANSFER,),
+    ),
+    Mutation(
+        "source blocks are never free again",
+        "sim/core/seats.py",
+        "self.free_blocks += request.held_blocks\n        self.held_blocks -=",
+        "self.free_blocks += 0\n        self.held_blocks -=",
+        (TRANSFER,),
+    ),
+    Mutation(
+        "a pull in mid-span leaves the span as long as it was",
+        "sim/core/instance.py",
+        "            self._end_span_after(step + left)\n        return False",
+        "        return False",
+        (TRANSFER,),
+    ),
+    Mutation(
+        "a pull in mid-span is one step late",
+        "sim/core/instance.py",
+        "self.pull_step = step\n",
+        "self.pull_step = step = step + 1\n",
+        (TRANSFER,),
+    ),
+    Mutation(
+        "pull does not ask can_accept",
+        "sim/core/seats.py",
+        "if not self.policy.can_accept(self, request):",
+        "if False:",
+        (TRANSFER,),
+    ),
+    Mutation(
+        "bridge is last in, first out",
+        "sim/core/seats.py",
+        "request = next(iter(self.bridge.values()))",
+        "request = next(reversed(self.bridge.values()))",
+        ("tests/studies/test_bridge.py",),
+    ),
+    Mutation(
+        "ready requests are admitted twice",
+        "sim/core/seats.py",
+        "if self.ready.pop(request.id, None) is None:",
+        "if self.ready.get(request.id) is None:",
+        (TRANSFER,),
+    ),
+    Mutation(
+        "ready blocks only grow",
+        "sim/core/seats.py",
+        "self.ready_blocks -= request.held_blocks\n        self.running",
+        "self.ready_blocks -= 0\n        self.running",
+        (BUCKETSERVE, TRANSFER),
+    ),
+    Mutation(
+        "first token always from the prefill instance",
+        "sim/core/seats.py",
+        'sim.settings.first_token == "decode"',
+        "False",
+        (TRANSFER,),
+    ),
+    Mutation(
+        "pipeline stages are not shared",
+        "sim/core/pipeline.py",
+        "at = max(at, free[stage]) + share",
+        "at = at + share",
+        (TRANSFER,),
+    ),
+    # What policies are told.
+    Mutation(
+        "monitor without its delay",
+        "sim/core/monitor.py",
+        "self.messenger.at(now + self.delay_fs)",
+        "self.messenger.at(now)",
+        (BUCKETSERVE,),
+    ),
+    Mutation(
+        "predictor is always right",
+        "sim/core/predictors.py",
+        "if right:",
+        "if True:",
+        ("tests/studies/test_predictors.py",),
+    ),
+    # Failures of instances.
+    Mutation(
+        "failures after arrivals and step ends",
+        "sim/core/loop.py",
+        "FAILURE = 1\n",
+        "FAILURE = 1002\n",
+        (FAILURES,),
+    ),
+    Mutation(
+        "a token that is taken back keeps its gap",
+        "sim/core/seats.py",
+        "now - self.log.gaps_fs.pop()",
+        "now - self.log.gaps_fs[-1]",
+        (FAILURES,),
+    ),
+    Mutation(
+        "a cancelled transfer keeps its source blocks",
+        "sim/core/seats.py",
+        "        source.transfer_left(request, now)\n        self.wake(now)",
+        "        self.wake(now)",
+        (FAILURES,),
+    ),
+    Mutation(
+        "put back requests stand the youngest first",
+        "sim/core/failures.py",
+        "for i in reversed(held) if",
+        "for i in held if",
+        ("tests/unit/test_core_failures.py",),
+    ),
+    Mutation(
+        "routers see instances that are down",
+        "sim/types/policy.py",
+        'if i.up and i.role != "decode"',
+        'if i.role != "decode"',
+        (FAILURES,),
+    ),
+    # Decisions of the policies with two pools, and of UELLM.
+    Mutation(
+        "distserve pulls whatever is ready",
+        "policies/parts/disaggregated.py",
+        "if view.ready_blocks >= ready_threshold * view.total_blocks:",
+        "if False:",
+        (BUCKETSERVE, "tests/unit/test_policy_bucketserve.py"),
+    ),
+    Mutation(
+        "distserve pulls at the ready threshold",
+        "policies/parts/disaggregated.py",
+        "view.ready_blocks >= ready_threshold",
+        "view.ready_blocks > ready_threshold",
+        (BUCKETSERVE, "tests/unit/test_policy_bucketserve.py"),
+    ),
+    Mutation(
+        "bucketserve: theta reached splits",
+        "policies/parts/midpoint.py",
+        "part / total > self.theta",
+        "part / total >= self.theta",
+        (MIDPOINTS,),
+    ),
+    Mutation(
+        "bucketserve: N_max waiting merges",
+        "policies/parts/midpoint.py",
+        "if queue.num_bucketed < self.limit",
+        "if queue.num_bucketed <= self.limit",
+        (MIDPOINTS,),
+    ),
+    Mutation(
+        "bucketserve: the long side splits",
+        "policies/parts/midpoint.py",
+        "if self.either else short",
+        "if self.either else total - short",
+        (MIDPOINTS,),
+    ),
+    Mutation(
+        "deadline-batch: nobody is lost",
+        "policies/deadline_batch.py",
+        "latest_start_s = self.former.latest_start_s if self.config.demote_lost else None",
+        "latest_start_s = None",
+        (DEADLINE,),
+    ),
+    Mutation(
+        "uellm: acceptance rule the other way",
+        "policies/uellm.py",
+        "config.overhead <= config.threshold_tokens",
+        "config.overhead > config.threshold_tokens",
+        (UELLM,),
+    ),
+    Mutation(
+        "uellm: generation is never cut",
+        "policies/uellm.py",
+        "max_new_tokens=self._cap(batch)",
+        "max_new_tokens=None",
+        (UELLM,),
+    ),
+)
