@@ -7,7 +7,7 @@ Each mutation is applied to a copy of the repository in a temporary folder, and 
 that should notice run there against the copy. It is caught when at least one test fails; a
 collection error, a crash of pytest or a hang is not "caught". First the same tests run on an
 unchanged copy, where all must pass. A mutation whose text is no longer in the source exactly once
-is an error: whoever changed the line says here what the line has become.
+is an error: whoever changed the line says in `mutations.py` what it has become.
 """
 
 from __future__ import annotations
