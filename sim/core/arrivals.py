@@ -29,7 +29,7 @@ class Arrivals(abc.ABC):
         """Schedule the first arrivals."""
 
     @abc.abstractmethod
-    def fire(self, timer: Timer) -> None:
+    def fire(self, now: int) -> None:
         """Let the requests that are due arrive."""
 
 
@@ -45,10 +45,8 @@ class OpenArrivals(Arrivals):
         if self.times:
             self.timer.at(self.times[0])
 
-    def fire(self, timer: Timer) -> None:
+    def fire(self, now: int) -> None:
         """Let all rows due now arrive, and schedule the next."""
-        timer.callbacks = timer.armed
-        now: int = self.env._now  # type: ignore[assignment]
         times = self.times
         row = self.next_row
         while row < self.count and times[row] == now:
@@ -56,7 +54,7 @@ class OpenArrivals(Arrivals):
             row += 1
         self.next_row = row
         if row < self.count:
-            timer.at(times[row])
+            self.timer.at(times[row])
 
 
 class ClosedArrivals(Arrivals):
@@ -81,10 +79,8 @@ class ClosedArrivals(Arrivals):
         if self.due:
             self.timer.at(0)
 
-    def fire(self, timer: Timer) -> None:
+    def fire(self, now: int) -> None:
         """Let the next user's request arrive (one firing a request)."""
-        timer.callbacks = timer.armed
-        now: int = self.env.now  # type: ignore[assignment]
         due = 0
         while due < len(self.due) and self.due[due] == now:
             due += 1

@@ -77,12 +77,10 @@ class Failures:
         if planned is not None:
             heappush(self.due, (planned[0], engine, planned[1]))
 
-    def fire(self, timer: Timer) -> None:
+    def fire(self, now: int) -> None:
         """Kill and repair what is due, in order of engines; then route what waits for it."""
-        timer.callbacks = timer.armed
         if not self.sim.expects_work():
             return
-        now: int = self.env._now  # type: ignore[assignment]
         while self.due and self.due[0][0] == now:
             _, engine, repaired_fs = heappop(self.due)
             if repaired_fs < 0:
@@ -93,7 +91,7 @@ class Failures:
         self._route_parked(now)
         self._route_held(now)
         if self.due:
-            timer.at(self.due[0][0])
+            self.timer.at(self.due[0][0])
 
     # -- down and up ------------------------------------------------------------------------
 

@@ -126,10 +126,8 @@ class Instance(Seats):
 
     # -- events -----------------------------------------------------------------------------
 
-    def fire(self, timer: Timer) -> None:
+    def fire(self, now: int) -> None:
         """A step, a span or a wait has ended, or the idle instance was woken."""
-        timer.callbacks = timer.armed
-        now: int = self.env._now  # type: ignore[assignment]
         if now != self.end_fs and (now != self.pull_fs or not self._pull_within(now)):
             return
         self.end_fs = self.pull_fs = -1
@@ -279,7 +277,7 @@ class Instance(Seats):
                 took_time = self._chunked(plan.chunks, plan.decode, False, now)
             elif isinstance(plan, Prefill):
                 chunks = [(r, r.target_tokens - r.prefilled) for r in plan.requests]
-                if self.policy.charges_overhead:
+                if self.sim.charges_overhead:
                     self.delay_fs += to_fs(self.policy.overhead_s(self))
                 padded = self.sim.settings.padded(plan.padded)
                 took_time = self._chunked(chunks, False, padded, now)

@@ -65,10 +65,8 @@ class Link:
         if self.active:
             self._schedule(now)
 
-    def fire(self, timer: Timer) -> None:
+    def fire(self, now: int) -> None:
         """Transfers are done: source blocks come back, the target gets its requests."""
-        timer.callbacks = timer.armed
-        now: int = self.env._now  # type: ignore[assignment]
         if now != self.due_fs:
             return
         done = self.active

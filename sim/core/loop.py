@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from heapq import heappush
+from heapq import heappop, heappush
 from typing import Any
 
 import simpy
@@ -20,24 +20,34 @@ INSTANCE = 10
 """Step ends and plans come last, instance by instance: priority INSTANCE + index."""
 
 
-class Timer(simpy.Event):
-    """A SimPy event that can be scheduled again and again, at absolute times.
+class Timer:
+    """An event that can be scheduled again and again, at absolute times.
 
     One object serves an instance for the whole run: creating an event for each step would cost as
     much as firing it. A timer may stand in the event list several times; its callback tells a
-    superseded firing by the time it expects, and first of all sets `callbacks` to `armed` again.
+    superseded firing by the time it expects.
+
+    It has what SimPy's loop asks of an event (`callbacks`, `_ok`) but nobody can wait for it: an
+    object of its own, because a compiled class is only fast without an interpreted base.
+
+    Args:
+        env: the event loop, stock or fast.
+        callback: called with the time in femtoseconds at every firing.
+        priority: order among the events of one instant.
     """
 
+    __slots__ = ("_ok", "armed", "callback", "callbacks", "env", "events", "priority", "serial")
+
     def __init__(
-        self, env: simpy.Environment, callback: Callable[[Timer], None], priority: int
+        self, env: simpy.Environment, callback: Callable[[int], None], priority: int
     ) -> None:
-        super().__init__(env)
-        self._ok = True
-        self._value = None
+        self.env = env
+        self.callback = callback
         self.priority = priority
-        self.armed: list[Any] = [callback]
+        self._ok = True
+        self.armed: list[Any] = [self.fire]
         """SimPy takes `callbacks` when it fires; putting this back makes the timer usable again."""
-        self.callbacks = self.armed
+        self.callbacks: list[Any] | None = self.armed
         # `Environment.schedule` takes a delay and adds the clock again; with one timer a step the
         # detour is 2 % of a run. tests/unit/test_core_loop.py guards the private names.
         self.events: list[Any] = env._queue
@@ -47,10 +57,110 @@ class Timer(simpy.Event):
         """Schedule the timer at absolute time `time_fs` (not before now)."""
         heappush(self.events, (time_fs, self.priority, next(self.serial), self))
 
+    def fire(self, event: Any) -> None:
+        """Let stock SimPy fire it."""
+        self.callbacks = self.armed
+        now: int = self.env._now  # type: ignore[assignment]
+        self.callback(now)
 
-def new_environment() -> simpy.Environment:
-    """Return an environment whose clock counts integer femtoseconds from 0."""
-    return simpy.Environment(initial_time=0)
+
+class FastLoop(simpy.Environment):
+    """SimPy's environment with a loop that calls timers directly, without a callback list.
+
+    Processes, resources and conditions run beside the core as on stock SimPy, in the same order:
+    both loops take the same entries from the same event list.
+    """
+
+    def peek(self) -> float:
+        """Return the time of the next event; infinite when there is none."""
+        events = self._queue
+        return events[0][0] if events else simpy.core.Infinity
+
+    def step(self) -> None:
+        """Process the next event; `EmptySchedule` when there is none."""
+        events: list[Any] = self._queue
+        if not events:
+            raise simpy.core.EmptySchedule
+        at, _, _, event = heappop(events)
+        self._now = at
+        if isinstance(event, Timer):
+            event.callback(at)
+        else:
+            self._process(event)
+
+    def run(self, until: float | simpy.Event | None = None) -> Any:
+        """Process events until there are none, a time is reached or an event has been processed.
+
+        Returns the value of the event `until`. Raises `ValueError` for a time that is not after
+        now, `RuntimeError` when the events end before the event `until`.
+        """
+        stop: simpy.Event | None = None
+        if until is not None:
+            stop = until if isinstance(until, simpy.Event) else self._stop_at(until)
+            if stop.callbacks is None:
+                return stop.value
+            stop.callbacks.append(simpy.core.StopSimulation.callback)
+        events: list[Any] = self._queue
+        try:
+            while events:
+                at, _, _, event = heappop(events)
+                self._now = at
+                if isinstance(event, Timer):
+                    event.callback(at)
+                else:
+                    self._process(event)
+        except simpy.core.StopSimulation as stopped:
+            return stopped.args[0]
+        if stop is not None:
+            raise RuntimeError(
+                f'No scheduled events left but "until" event was not triggered: {stop}'
+            )
+        return None
+
+    def _stop_at(self, until: float) -> simpy.Event:
+        """Return an event at a time, before all others of that instant."""
+        at = until if isinstance(until, int) else float(until)
+        if at <= self._now:
+            raise ValueError(f"until ({at}) must be greater than the current simulation time")
+        stop = simpy.Event(self)
+        stop._ok = True
+        stop._value = None
+        self.schedule(stop, simpy.events.URGENT, at - self._now)
+        return stop
+
+    def _process(self, event: simpy.Event) -> None:
+        """Process an ordinary event, as `simpy.Environment.step` does."""
+        callbacks: list[Any] = event.callbacks
+        event.callbacks = None  # type: ignore[assignment]
+        done = 0
+        try:
+            for callback in callbacks:
+                done += 1
+                callback(event)
+        except simpy.core.StopSimulation:
+            # Whoever stands behind the one that stops is called when the run resumes.
+            event.callbacks = callbacks[done:]
+            self.schedule(event, simpy.events.EventPriority(-1))
+            raise
+        if not event._ok and not hasattr(event, "_defused"):
+            failed: Any = event._value
+            error = type(failed)(*failed.args)
+            error.__cause__ = failed
+            raise error
+
+
+LOOPS = {"fast": FastLoop, "simpy": simpy.Environment}
+
+
+def new_environment(loop: str = "fast") -> simpy.Environment:
+    """Return an environment whose clock counts integer femtoseconds from 0.
+
+    Args:
+        loop: `fast`, or `simpy` for the stock loop; records are the same.
+    """
+    if loop not in LOOPS:
+        raise ValueError(f"engine.loop: unknown loop {loop!r}; valid: {', '.join(LOOPS)}")
+    return LOOPS[loop](initial_time=0)
 
 
 def steps_to_cover(elapsed: int, first: int, increment: int) -> N:

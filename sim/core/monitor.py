@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import simpy
@@ -13,8 +12,8 @@ from sim.types import FS_PER_S, N, Policy, to_fs
 from sim.types.monitor import InstanceSample, Snapshot
 
 if TYPE_CHECKING:
-    from sim.core.arrivals import Arrivals
     from sim.core.instance import Instance
+    from sim.core.simulation import Simulation
 
 
 class Monitor:
@@ -26,17 +25,14 @@ class Monitor:
 
     def __init__(
         self,
+        sim: Simulation,
         env: simpy.Environment,
         policy: Policy,
-        instances: Sequence[Instance],
-        arrivals: Arrivals,
     ) -> None:
-        self.env = env
+        self.sim = sim
         self.policy = policy
-        self.instances = instances
-        self.arrivals = arrivals
-        self.period_fs = to_fs(policy.monitor_period_s)
-        self.delay_fs = to_fs(policy.monitor_delay_s)
+        self.period_fs = to_fs(sim.monitor_period_s)
+        self.delay_fs = to_fs(sim.monitor_delay_s)
         self.sampler = Timer(env, self.sample, MONITOR)
         self.messenger = Timer(env, self.deliver, MONITOR)
         self.on_its_way: deque[tuple[int, Snapshot]] = deque()
@@ -48,22 +44,19 @@ class Monitor:
         """Sample at time 0 and then every period."""
         self.sampler.at(0)
 
-    def sample(self, timer: Timer) -> None:
+    def sample(self, now: int) -> None:
         """Take a sample and send it."""
-        timer.callbacks = timer.armed
-        now: int = self.env._now  # type: ignore[assignment]
-        samples = [self._sample_of(i, now) for i in self.instances if i.up]
+        samples = [self._sample_of(i, now) for i in self.sim.instances if i.up]
         mean = self.arrived_tokens / self.arrived if self.arrived else 0.0
         rate = self.arrived / (self.period_fs / FS_PER_S)
         self.on_its_way.append((now + self.delay_fs, Snapshot(now / FS_PER_S, samples, rate, mean)))
         self.messenger.at(now + self.delay_fs)
         self.arrived = self.arrived_tokens = 0
-        if self.arrivals.sim.expects_work():
-            timer.at(now + self.period_fs)
+        if self.sim.expects_work():
+            self.sampler.at(now + self.period_fs)
 
-    def deliver(self, timer: Timer) -> None:
+    def deliver(self, now: int) -> None:
         """Hand the oldest snapshot to the policy."""
-        timer.callbacks = timer.armed
         _, snapshot = self.on_its_way.popleft()
         self.policy.on_monitor(snapshot)
 

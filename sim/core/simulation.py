@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 from collections import deque
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import simpy
@@ -69,11 +70,6 @@ def _check_roles(roles: list[str]) -> None:
         raise ValueError(f"prefill and decode pools need each other, got {roles}")
 
 
-def _check_scope(policy: Policy) -> None:
-    if policy.queue_scope not in QUEUE_SCOPES:
-        raise ValueError(f"queue_scope {policy.queue_scope!r}; valid: {QUEUE_SCOPES}")
-
-
 class Aborts:
     """Clients that give up a constant time after arrival: a queue, in order of arrival."""
 
@@ -91,10 +87,8 @@ class Aborts:
             self.timer.at(due)
         self.pending.append((due, request))
 
-    def fire(self, timer: Timer) -> None:
+    def fire(self, now: int) -> None:
         """Abort what is due and not done."""
-        timer.callbacks = timer.armed
-        now: int = self.env.now  # type: ignore[assignment]
         pending = self.pending
         while pending and (pending[0][0] <= now or pending[0][1].state == DONE):
             _, request = pending.popleft()
@@ -109,7 +103,7 @@ class Aborts:
             elif self.sim.failures is not None:
                 self.sim.failures.abort(request)
         if pending:
-            timer.at(pending[0][0])
+            self.timer.at(pending[0][0])
 
 
 class Simulation:
@@ -118,12 +112,12 @@ class Simulation:
     def __init__(
         self, trace: Trace, policy: Policy, specs: Sequence[InstanceSpec], settings: Settings
     ) -> None:
-        _check_scope(policy)
         self.trace = trace
         self.policy = policy
         self.settings = settings
+        self._read(policy)
         self.misses = settings.misses
-        self.env = new_environment()
+        self.env = new_environment(settings.loop)
         self.requests = RequestLog()
         self.steps = StepLog()
         self.input_len: list[int] = trace.input_len.tolist()
@@ -159,8 +153,8 @@ class Simulation:
         self.arrivals = self._new_arrivals()
         self.closed = self.arrivals if isinstance(self.arrivals, ClosedArrivals) else None
         self.monitor: Monitor | None = None
-        if policy.monitor_period_s > 0:
-            self.monitor = Monitor(self.env, policy, self.instances, self.arrivals)
+        if self.monitor_period_s > 0:
+            self.monitor = Monitor(self, self.env, policy)
         self.annotate = bool(
             settings.ttft_slo_s or settings.e2e_slo_s or settings.predictor or self.monitor
         )
@@ -170,6 +164,20 @@ class Simulation:
         self.failures: Failures | None = None
         if settings.outages is not None:
             self.failures = Failures(self, self.env, settings.outages)
+
+    def _read(self, policy: Policy) -> None:
+        """Read what a policy declares, once.
+
+        By name: a compiled core would find the fields of the base class where a user's class has
+        set them in its body.
+        """
+        declared: Any = policy
+        self.queue_scope: str = declared.queue_scope
+        if self.queue_scope not in QUEUE_SCOPES:
+            raise ValueError(f"queue_scope {self.queue_scope!r}; valid: {QUEUE_SCOPES}")
+        self.charges_overhead: bool = declared.charges_overhead
+        self.monitor_period_s: float = declared.monitor_period_s
+        self.monitor_delay_s: float = declared.monitor_delay_s
 
     def _set_limits(self) -> None:
         """Find the longest prompt + output: where decoding is, on any instance, on all."""
@@ -186,7 +194,7 @@ class Simulation:
         self.shortest: N = min([self.decode_tokens, *[i.max_tokens for i in self.instances]])
 
     def _new_shared_queue(self) -> SharedQueue | None:
-        return SharedQueue(self, self.policy) if self.policy.queue_scope == "cluster" else None
+        return SharedQueue(self, self.policy) if self.queue_scope == "cluster" else None
 
     def _new_links(self) -> Links:
         settings = self.settings
@@ -421,7 +429,8 @@ class Simulation:
             }
             for i in self.instances
         ]
-        counts |= {f"policy_{name}": n for name, n in self.policy.operation_counts.items()}
+        declared: Any = self.policy
+        counts |= {f"policy_{name}": n for name, n in declared.operation_counts.items()}
         return RunRecord(
             requests=self.requests.columns(self.trace),
             steps=steps,

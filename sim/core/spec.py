@@ -88,6 +88,7 @@ class Settings:
         outages: when instances fail and are repaired; None: never.
         first_token: `prefill` (the first token leaves when the prompt is done) or `decode` (the
             decode instance emits it after the transfer and one step, as vLLM's P/D proxy does).
+        loop: event loop: `fast`, or `simpy` for the stock one; identical records.
     """
 
     def __init__(
@@ -113,6 +114,7 @@ class Settings:
         executor: Executor | None = None,
         misses: MissLimit | None = None,
         outages: Outages | None = None,
+        loop: str = "fast",
     ) -> None:
         if executor is not None and fuse_steps:
             raise ValueError("an executor runs step by step: fuse_steps must be False")
@@ -139,6 +141,7 @@ class Settings:
         self.executor = executor
         self.misses = misses
         self.outages = outages
+        self.loop = loop
 
     def padded(self, wanted: bool) -> bool:
         """Whether a prompt batch is padded on this engine."""

@@ -108,6 +108,7 @@ def settings(
         closed = None
     return Settings(
         fuse_steps=engine.fuse_steps,
+        loop=engine.loop,
         padding=engine.padding,
         router=engine.router,
         router_seed=router_seed,

@@ -118,6 +118,9 @@ class EngineConfig(Section):
     """What running is: everything about the engine that no policy decides."""
 
     fuse_steps: bool = Field(True, description="one event for equal decode steps; same results")
+    loop: Literal["fast", "simpy"] = Field(
+        "fast", description="event loop: our tighter one, or stock SimPy; same results"
+    )
     block_size: int | None = Field(
         None, ge=1, le=4096, description="tokens in a KV block; null: the profile's"
     )

@@ -27,8 +27,8 @@ class Recorder:
             else:
                 self.closed.on_leave(now)
 
-    def leave(self, timer: Timer) -> None:
-        self.closed.on_leave(self.env.now)
+    def leave(self, now: int) -> None:
+        self.closed.on_leave(now)
 
 
 def run_open(times_s: list[float]) -> tuple[list[tuple[int, int]], int]:

@@ -8,7 +8,16 @@ from typing import Any
 import pytest
 import simpy
 
-from sim.core.loop import ABORT, ARRIVAL, FAILURE, INSTANCE, Timer, new_environment, steps_to_cover
+from sim.core.loop import (
+    ABORT,
+    ARRIVAL,
+    FAILURE,
+    INSTANCE,
+    LOOPS,
+    Timer,
+    new_environment,
+    steps_to_cover,
+)
 
 # -- steps_to_cover ---------------------------------------------------------------------------
 
@@ -57,16 +66,19 @@ def test_steps_to_cover_of_random_durations_is_the_smallest():
 
 # -- the timer --------------------------------------------------------------------------------
 
+both_loops = pytest.mark.parametrize("loop", LOOPS)
 
-def test_timer_fires_again_and_again_among_ordinary_simpy_events():
-    env = new_environment()
+
+@both_loops
+def test_timer_fires_again_and_again_among_ordinary_simpy_events(loop: str):
+    env = new_environment(loop)
     log: list[tuple[str, Any]] = []
 
-    def fire(timer: Timer) -> None:
-        timer.callbacks = timer.armed
-        log.append(("timer", env.now))
-        if env.now < 30:
-            timer.at(env.now + 10)
+    def fire(now: int) -> None:
+        log.append(("timer", now))
+        assert env.now == now
+        if now < 30:
+            timer.at(now + 10)
 
     def clock() -> Iterator[simpy.Event]:
         for _ in range(3):
@@ -86,66 +98,52 @@ def test_timer_fires_again_and_again_among_ordinary_simpy_events():
     assert all(type(at) is int for _, at in log)
 
 
-def test_a_superseded_firing_is_told_by_its_time():
-    env = new_environment()
+@both_loops
+def test_a_superseded_firing_is_told_by_its_time(loop: str):
+    env = new_environment(loop)
     fired: list[int] = []
+    due, done = 50, []
 
-    class Machine:
-        due = -1
+    def fire(now: int) -> None:
+        nonlocal due
+        fired.append(now)
+        if now == due:
+            due = -1
+            done.append(now)
 
-        def fire(self, timer: Timer) -> None:
-            timer.callbacks = timer.armed
-            fired.append(env.now)
-            if env.now == self.due:
-                self.due = -1
-                done.append(env.now)
-
-    done: list[int] = []
-    machine = Machine()
-    timer = Timer(env, machine.fire, INSTANCE)
-    machine.due = 50
+    timer = Timer(env, fire, INSTANCE)
     timer.at(50)
-    machine.due = 30  # an earlier end supersedes it; the first stays in the event list
+    due = 30  # an earlier end supersedes it; the first stays in the event list
     timer.at(30)
     env.run()
     assert fired == [30, 50]
     assert done == [30]
 
 
-def test_a_timer_that_is_not_armed_again_breaks_loudly():
-    env = new_environment()
-    timer = Timer(env, lambda t: None, INSTANCE)
-    timer.at(1)
-    timer.at(2)
-    with pytest.raises(TypeError):
-        env.run()
-
-
-def test_events_at_one_instant_come_in_the_order_of_the_design():
+@both_loops
+def test_events_at_one_instant_come_in_the_order_of_the_design(loop: str):
     assert 0 < FAILURE < ARRIVAL < ABORT < INSTANCE
-    env = new_environment()
+    env = new_environment(loop)
     order: list[int] = []
-
-    def timer(priority: int) -> Timer:
-        def fire(timer: Timer) -> None:
-            order.append(priority)
-
-        return Timer(env, fire, priority)
-
     # Inserted in the wrong order: instances, then an abort, an arrival and a failure.
     for priority in (INSTANCE + 2, INSTANCE, INSTANCE + 1, ABORT, ARRIVAL, FAILURE):
-        timer(priority).at(7)
+        Timer(env, lambda now, priority=priority: order.append(priority), priority).at(7)
     env.run()
     assert order == [FAILURE, ARRIVAL, ABORT, INSTANCE, INSTANCE + 1, INSTANCE + 2]
 
 
-def test_the_clock_does_not_lose_a_femtosecond_in_a_day():
-    env = new_environment()
+@both_loops
+def test_the_clock_does_not_lose_a_femtosecond_in_a_day(loop: str):
+    env = new_environment(loop)
     times: list[int] = []
-    timer = Timer(env, lambda t: times.append(env.now), INSTANCE)
-    timer.at(86_400 * 10**15 + 1)
+    Timer(env, times.append, INSTANCE).at(86_400 * 10**15 + 1)
     env.run()
     assert times == [86_400 * 10**15 + 1]
+
+
+def test_an_unknown_loop_is_refused():
+    with pytest.raises(ValueError, match=r"engine.loop: unknown loop 'slow'; valid: fast, simpy"):
+        new_environment("slow")
 
 
 # -- SimPy: the names and behaviours the timer relies on, not all of them public ---------------
@@ -169,7 +167,7 @@ def test_simpy_event_list_is_a_heap_of_time_priority_number_event():
 
 def test_timer_at_does_what_schedule_does():
     env = simpy.Environment(initial_time=3)
-    timer = Timer(env, lambda t: None, INSTANCE)
+    timer: Any = Timer(env, lambda now: None, INSTANCE)
     env.schedule(timer, INSTANCE, 5)
     timer.at(8)
     assert [entry[:3] for entry in sorted(env._queue, key=lambda e: e[2])] == [
@@ -191,19 +189,21 @@ def test_simpy_takes_the_callbacks_before_it_calls_them():
     assert (env.now, env._now) == (5, 5)
 
 
-def test_simpy_run_until_stops_before_everything_of_that_instant():
-    env = new_environment()
+@both_loops
+def test_run_until_stops_before_everything_of_that_instant(loop: str):
+    env = new_environment(loop)
     fired: list[int] = []
     for priority in (ARRIVAL, INSTANCE):
         for at in (6, 7):
-            Timer(env, lambda t: fired.append(env.now), priority).at(at)
+            Timer(env, fired.append, priority).at(at)
     env.run(until=7)
     assert fired == [6, 6]
     assert env.now == 7
     assert type(env.now) is int
 
 
-def test_simpy_ends_when_nothing_is_left():
-    env = new_environment()
+@both_loops
+def test_a_run_ends_when_nothing_is_left(loop: str):
+    env = new_environment(loop)
     env.run()
     assert env.now == 0
