@@ -121,7 +121,8 @@ class Bucketserve(Policy):
         self.monitor_period_s = config.monitor_period_s if self.limit.needs_mean else 0.0
         self.monitor_delay_s = config.monitor_delay_s
         self.mean_half_life_s = config.mean_half_life_s
-        self.operation_counts: dict[str, N] = new_counts()
+        self.counts: dict[str, N] = new_counts()
+        self.operation_counts = self.counts
         self.charges_overhead = config.overhead_us_per_op > 0
         """Bucketing operations of the run, over all instances."""
         self._arrivals = self._tokens = self._sampled_s = 0.0
@@ -129,7 +130,7 @@ class Bucketserve(Policy):
     def new_queue(self) -> WaitQueue:
         """Return an empty queue in one bucket. A run begins by asking for its queues."""
         self._arrivals = self._tokens = self._sampled_s = 0.0
-        return BucketQueue(self.midpoints.starts(), self.former.entry, self.operation_counts)
+        return BucketQueue(self.midpoints.starts(), self.former.entry, self.counts)
 
     def pools(self, cluster: ClusterInfo) -> Sequence[Pool]:
         """Return one prefill and one decode instance on half of the GPUs each."""

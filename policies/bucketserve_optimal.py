@@ -105,18 +105,19 @@ class BucketserveOptimal(Policy):
         self.padded = config.padded
         self.max_num_seqs: N = config.max_num_seqs
         self.ready_threshold = config.ready_threshold
-        self.operation_counts: dict[str, N] = new_counts()
+        self.counts: dict[str, N] = new_counts()
+        self.operation_counts = self.counts
         self.charges_overhead = config.overhead_us_per_op > 0
         """Bucketing operations of the run, over all instances."""
 
     def new_queue(self) -> WaitQueue:
         """Return an empty queue with a histogram of its own."""
         if self.boundaries == "fixed":
-            queue = BucketQueue(self.starts, self.former.entry, self.operation_counts)
+            queue = BucketQueue(self.starts, self.former.entry, self.counts)
             queue.recut(range(len(self.starts)))
             return queue
         histogram = LengthHistogram(len(self.starts), self.boundary_period_s, self.half_life_s)
-        return BucketQueue(self.starts, self.former.entry, self.operation_counts, histogram)
+        return BucketQueue(self.starts, self.former.entry, self.counts, histogram)
 
     def pools(self, cluster: ClusterInfo) -> Sequence[Pool]:
         """Return one prefill and one decode instance on half of the GPUs each."""

@@ -5,9 +5,12 @@ from __future__ import annotations
 import abc
 from collections.abc import Sequence
 
+from mypy_extensions import mypyc_attr
+
 from sim.types import N, Request
 
 
+@mypyc_attr(allow_interpreted_subclasses=True)
 class Executor(abc.ABC):
     """A device behind the engine: same policy, queues and blocks, but measured durations.
 

@@ -6,10 +6,12 @@ import abc
 from collections.abc import Iterator
 
 import numpy as np
+from mypy_extensions import mypyc_attr
 
 from sim.types import N, to_fs
 
 
+@mypyc_attr(allow_interpreted_subclasses=True)
 class Outages(abc.ABC):
     """A plan of failures. An engine is one instance, or all lanes of a pipeline."""
 

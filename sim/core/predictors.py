@@ -9,12 +9,15 @@ import abc
 import random
 from bisect import bisect_left
 
+from mypy_extensions import mypyc_attr
+
 from sim.types import BadInput, N
 
 CLASS_EDGES = (256, 512, 1024, 2048)
 """Upper edges of the output classes in UELLM's batch code, tokens."""
 
 
+@mypyc_attr(allow_interpreted_subclasses=True)
 class LengthPredictor(abc.ABC):
     """Predicts the output length of each request once, in order of arrival."""
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import abc
 
+from mypy_extensions import mypyc_attr
+
 from sim.types.units import N
 
 FOREVER = 1 << 62
@@ -29,6 +31,7 @@ class DecodePiece:
         """Whether steps of this piece lie outside the range the profile was fitted on."""
 
 
+@mypyc_attr(allow_interpreted_subclasses=True)
 class CostModel(abc.ABC):
     """How long a step takes on one instance (`spec/costs.md` section 1)."""
 

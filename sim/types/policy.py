@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, ClassVar, Literal
 
+from mypy_extensions import mypyc_attr
+
 from sim.types.monitor import Snapshot
 from sim.types.plans import Plan, Preemption
 from sim.types.queues import Fifo, WaitQueue
@@ -79,6 +81,7 @@ class ClusterInfo:
         self.transfer_s = transfer_s
 
 
+@mypyc_attr(allow_interpreted_subclasses=True)
 class Router(abc.ABC):
     """Picks one of several instances for a request."""
 
@@ -108,6 +111,7 @@ class Cluster:
         self.decode = [i for i in self.instances if i.up and i.role == "decode"]
 
 
+@mypyc_attr(allow_interpreted_subclasses=True)
 class Policy(abc.ABC):
     """Base of all policies.
 

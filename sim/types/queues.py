@@ -8,10 +8,13 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from itertools import chain
 
+from mypy_extensions import mypyc_attr
+
 from sim.types.request import Request
 from sim.types.units import N
 
 
+@mypyc_attr(allow_interpreted_subclasses=True)
 class WaitQueue(abc.ABC):
     """Requests that wait for one instance or for any, iterated in the order the policy wants.
 

@@ -1,0 +1,8 @@
+"""The compiled modules, if any; everything else is in pyproject.toml."""
+
+import sys
+
+from setuptools import setup
+
+backend = sys.modules.get("compiled")  # the build backend, if it is what runs this
+setup(ext_modules=[] if backend is None else backend.extensions())
