@@ -36,6 +36,23 @@ mutate: setup ## flip some 50 lines; every flip must be caught (< 5 min)
 
 bench: setup ## requests per second and SimPy timeouts per request, 10k to 1M requests (about 5 min)
 	$(BIN)/python -m sim.study.bench
+	$(BIN)/python -m sim.study.forms
+
+SITE := build/compiled/site
+COMPILED := $(SITE)/sim/.built
+compiled: $(COMPILED) ## compile the core and the policies into build/compiled (about 1 min, wants a C compiler)
+
+$(COMPILED): .venv/.ready $(wildcard build_backend/*.py sim/types/*.py sim/core/*.py sim/costs/*.py policies/*.py policies/parts/*.py)
+	rm -rf $(SITE) build/compiled/wheel
+	$(BIN)/python -m pip wheel --quiet --no-build-isolation --no-deps -C form=compiled -w build/compiled/wheel .
+	$(BIN)/python -m pip install --quiet --no-deps --target $(SITE) build/compiled/wheel/*.whl
+	@touch $@
+
+compiled-test: compiled ## both forms and both loops give the same records (about 3 min)
+	$(BIN)/python -m pytest tests/compiled -m "not gpu"
+
+performance: compiled ## measure all forms, write the table and the profile picture of docs/performance.md (5 min)
+	$(BIN)/python docs/performance.py
 
 evidence: setup ## run the slow proofs and write results/reference/evidence.md (< 40 min)
 	$(BIN)/python tests/evidence.py
@@ -88,5 +105,5 @@ gpu-test: $(GPU_SETUP) ## tests that need a CUDA device (2-3 min; wants pytest a
 clean: ## remove .venv and everything generated
 	rm -rf .venv build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache $(OUT)
 
-.PHONY: help setup run test check test-slow mutate bench evidence figures quick calibrate calibrate-gpu wheelhouse \
+.PHONY: help setup run test check test-slow mutate bench compiled compiled-test performance evidence figures quick calibrate calibrate-gpu wheelhouse \
 	profiles docs-pictures gpu-test clean

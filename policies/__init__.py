@@ -43,6 +43,11 @@ def _from_outside(name: str) -> type[Policy]:
     for entry in entry_points(group=ENTRY_POINTS):
         if entry.name == name:
             cls: type[Policy] = entry.load()
+            if not (isinstance(cls, type) and issubclass(cls, Policy)):
+                raise BadInput(
+                    f"policy.name: {entry.value!r} of entry point {name!r} is no subclass of "
+                    f"sim.types.Policy, but {cls!r}"
+                )
             return cls
     known = names()
     near = difflib.get_close_matches(name, known, 1)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Final, Literal
 
 from pydantic import model_validator
 
@@ -23,7 +23,7 @@ from policies.base import (
 )
 from policies.parts.orders import lowest_rank, ordered_queue
 
-GO_ON = Decode()
+GO_ON: Final = Decode()
 V0_ONLY = ("watermark", "token_count", "padded", "preemption_mode")
 V1_ONLY = ("long_prefill_token_threshold",)
 

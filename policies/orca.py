@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 from policies.base import (
     Config,
     Decode,
@@ -15,7 +17,7 @@ from policies.base import (
     policy,
 )
 
-GO_ON = Decode()
+GO_ON: Final = Decode()
 
 
 class OrcaConfig(Config):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar, Literal
+from typing import ClassVar, Final, Literal
 
 from policies.base import (
     Cluster,
@@ -22,7 +22,7 @@ from policies.base import (
 )
 from policies.parts.pools import Pools
 
-GO_ON = Decode()
+GO_ON: Final = Decode()
 
 
 class SplitwiseConfig(Config):

@@ -147,15 +147,15 @@ MUTATIONS = (
     Mutation(
         "arrivals after step ends",
         "sim/core/loop.py",
-        "ARRIVAL = 2\n",
-        "ARRIVAL = 1000\n",
+        "ARRIVAL: Final = 2\n",
+        "ARRIVAL: Final = 1000\n",
         (STEPS,),
     ),
     Mutation(
         "aborts after step ends",
         "sim/core/loop.py",
-        "ABORT = 3\n",
-        "ABORT = 1001\n",
+        "ABORT: Final = 3\n",
+        "ABORT: Final = 1001\n",
         (LEAVING,),
     ),
     Mutation(
@@ -409,8 +409,8 @@ MUTATIONS = (
     Mutation(
         "failures after arrivals and step ends",
         "sim/core/loop.py",
-        "FAILURE = 1\n",
-        "FAILURE = 1002\n",
+        "FAILURE: Final = 1\n",
+        "FAILURE: Final = 1002\n",
         (FAILURES,),
     ),
     Mutation(

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Final
 
 from sim.types import ClusterInfo, Decode, N, Plan, Pool, Preemption, Prefill, Request, View
 
-GO_ON = Decode()
+GO_ON: Final = Decode()
 
 
 def half_and_half(cluster: ClusterInfo) -> list[Pool]:

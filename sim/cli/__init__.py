@@ -51,8 +51,12 @@ app.add_typer(calibrate.app, name="calibrate")
 def _version(wanted: bool) -> None:
     if wanted:
         from sim import __version__
+        from sim.form import core_form, unusable
 
-        print(f"bucketsim {__version__}")
+        print(f"bucketsim {__version__} ({core_form()} core)")
+        line = unusable()
+        if line is not None:
+            print(f"bucketsim: warning: {line}", file=sys.stderr)
         raise typer.Exit
 
 

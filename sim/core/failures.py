@@ -25,7 +25,7 @@ A repaired instance starts empty. Lanes of one pipeline fail together.
 from __future__ import annotations
 
 from heapq import heappop, heappush
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import simpy
 
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from sim.core.instance import Instance
     from sim.core.simulation import Simulation
 
-MAX_FUTILE_FAILURES = 1000
+MAX_FUTILE_FAILURES: Final = 1000
 """Failures in a row that put requests back while none leaves, before the run is given up."""
 
 

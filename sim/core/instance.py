@@ -8,12 +8,11 @@ the step in which something arrives.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from heapq import heappop, heappush
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import simpy
 
-from sim.core.loop import INSTANCE, Timer, steps_to_cover
+from sim.core.loop import INSTANCE, Timer, heappop, heappush, steps_to_cover
 from sim.core.records import DECODE, MIXED, PACK_STEP, PREFILL
 from sim.core.seats import Seats
 from sim.core.static import StaticBatch
@@ -38,8 +37,12 @@ if TYPE_CHECKING:
     from sim.core.simulation import Simulation
     from sim.core.spec import InstanceSpec
 
-IDLE, STEPPING, STATIC, RESTARTING, DOWN = range(5)
-MAX_EMPTY_PLANS = 1000
+IDLE: Final = 0
+STEPPING: Final = 1
+STATIC: Final = 2
+RESTARTING: Final = 3
+DOWN: Final = 4
+MAX_EMPTY_PLANS: Final = 1000
 """Plans in a row at one instant that run nothing, before the policy is declared stuck."""
 
 
@@ -266,7 +269,10 @@ class Instance(Seats):
         empty = 0
         while self.running or self.num_waiting or self.swapped or self.ready:
             self.plans += 1
-            plan = self.policy.plan(self)
+            try:
+                plan = self.policy.plan(self)
+            except TypeError as error:
+                raise self._no_plan(error) from error
             if plan is None:
                 return
             if isinstance(plan, Decode):
@@ -308,6 +314,14 @@ class Instance(Seats):
             self.timer.at(until)
             return True
         raise self.broken(f"plan() returned {type(plan).__name__}, which is no plan")
+
+    def _no_plan(self, error: TypeError) -> Exception:
+        """Return the error for an answer that a compiled core refuses before it is looked at.
+
+        Any other type error is the policy's own.
+        """
+        _, refused, got = str(error).partition("sim.types.plans.Plan or None object expected; got ")
+        return self.broken(f"plan() returned {got}, which is no plan") if refused else error
 
     # -- decode steps -----------------------------------------------------------------------
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import simpy
 
@@ -12,7 +12,7 @@ from sim.types import FS_PER_S, N, Request, to_fs
 if TYPE_CHECKING:
     from sim.core.seats import Seats
 
-MIN_TRANSFER_FS = 1
+MIN_TRANSFER_FS: Final = 1
 """A transfer takes time: what a step's end causes is never in time for a plan made at that end."""
 
 

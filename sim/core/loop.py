@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Callable
-from heapq import heappop, heappush
-from typing import Any
+from typing import Any, Final
 
 import simpy
 
 from sim.types import N
 
+# Named here because a compiled module finds a `Final` without looking it up.
+heappush: Final = heapq.heappush
+heappop: Final = heapq.heappop
+
 # Order of events at one instant (smaller first). SimPy itself stops a run with priority 0.
-FAILURE = 1
-ARRIVAL = 2
-ABORT = 3
-TRANSFER = 4
-MONITOR = 5
-INSTANCE = 10
+FAILURE: Final = 1
+ARRIVAL: Final = 2
+ABORT: Final = 3
+TRANSFER: Final = 4
+MONITOR: Final = 5
+INSTANCE: Final = 10
 """Step ends and plans come last, instance by instance: priority INSTANCE + index."""
 
 
@@ -71,7 +75,7 @@ class FastLoop(simpy.Environment):
     both loops take the same entries from the same event list.
     """
 
-    def peek(self) -> float:
+    def peek(self) -> Any:
         """Return the time of the next event; infinite when there is none."""
         events = self._queue
         return events[0][0] if events else simpy.core.Infinity
@@ -88,11 +92,11 @@ class FastLoop(simpy.Environment):
         else:
             self._process(event)
 
-    def run(self, until: float | simpy.Event | None = None) -> Any:
+    def run(self, until: Any = None) -> Any:
         """Process events until there are none, a time is reached or an event has been processed.
 
-        Returns the value of the event `until`. Raises `ValueError` for a time that is not after
-        now, `RuntimeError` when the events end before the event `until`.
+        `until` is a time or an event, whose value is returned. Raises `ValueError` for a time that
+        is not after now, `RuntimeError` when the events end before the event `until`.
         """
         stop: simpy.Event | None = None
         if until is not None:
@@ -117,9 +121,12 @@ class FastLoop(simpy.Environment):
             )
         return None
 
-    def _stop_at(self, until: float) -> simpy.Event:
-        """Return an event at a time, before all others of that instant."""
-        at = until if isinstance(until, int) else float(until)
+    def _stop_at(self, until: Any) -> simpy.Event:
+        """Return an event at a time, before all others of that instant.
+
+        No `float` here: a compiled function would make one of an integer time.
+        """
+        at: Any = until if isinstance(until, int) else float(until)
         if at <= self._now:
             raise ValueError(f"until ({at}) must be greater than the current simulation time")
         stop = simpy.Event(self)

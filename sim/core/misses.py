@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Final
 
 from sim.types import FS_PER_S, N, Request, WaitQueue
 
-MS_PER_S = 1e3
+MS_PER_S: Final = 1e3
 
-LOOK_EVERY: N = 64
+LOOK_EVERY: Final = 64
 """Requests that leave between two looks at the queues; more when those are longer."""
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import struct
 from dataclasses import dataclass, field
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,12 +17,22 @@ from sim.core.loop import steps_to_cover
 from sim.types import FS_PER_S, N, Request, Trace
 
 STATUS = ("finished", "rejected", "unfinished", "aborted")
-FINISHED, REJECTED, UNFINISHED, ABORTED = range(4)
+FINISHED: Final = 0
+REJECTED: Final = 1
+UNFINISHED: Final = 2
+ABORTED: Final = 3
+
+LARGEST_COUNT: Final = 2**31 - 1
+"""Of tokens, requests or steps in one field of a row."""
 
 KINDS = ("prefill", "decode", "mixed", "static_prefill", "static_decode")
-PREFILL, DECODE, MIXED, STATIC_PREFILL, STATIC_DECODE = range(5)
+PREFILL: Final = 0
+DECODE: Final = 1
+MIXED: Final = 2
+STATIC_PREFILL: Final = 3
+STATIC_DECODE: Final = 4
 
-_PACK_REQUEST = struct.Struct("<iiiiiiiidddddddd").pack
+_PACK_REQUEST: Final = struct.Struct("<iiiiiiiidddddddd").pack
 _REQUEST_DTYPE = np.dtype(
     [
         ("request_id", "<i4"),
@@ -43,10 +54,10 @@ _REQUEST_DTYPE = np.dtype(
     ]
 )
 
-PACK_STEP = struct.Struct("<dqqqqiiiiiiiiiib?").pack
+PACK_STEP: Final = struct.Struct("<dqqqqiiiiiiiiiib?").pack
 """Packs one row of `STEP_DTYPE`."""
 
-PACK_STATIC_DECODE = struct.Struct("<dqq8xqii12xii8xib?").pack
+PACK_STATIC_DECODE: Final = struct.Struct("<dqq8xqii12xii8xib?").pack
 """The same without lead, prefill and odd gaps, which static decode steps do not have."""
 STEP_DTYPE = np.dtype(
     [

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import abc
 from collections.abc import Sequence
-from heapq import heappush
 from typing import TYPE_CHECKING
 
+from sim.core.loop import heappush
 from sim.core.records import StepLog
 from sim.types import FS_PER_S, N, PlanError, Policy, Preemption, Request, View, to_fs
 from sim.types.request import (

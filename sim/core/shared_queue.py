@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from sim.types import N, Policy, Request, WaitQueue
 
@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from sim.core.instance import Instance
     from sim.core.simulation import Simulation
 
-OUTSIDE: N = -1
+OUTSIDE: Final = -1
 """Whose doing a change is that comes before all plans of its instant: arrival, abort, failure."""
 
 

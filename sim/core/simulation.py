@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import struct
 from collections import deque
 from collections.abc import Sequence
 from typing import Any
@@ -20,6 +21,7 @@ from sim.core.pipeline import Pipeline
 from sim.core.records import (
     ABORTED,
     FINISHED,
+    LARGEST_COUNT,
     REJECTED,
     UNFINISHED,
     RequestLog,
@@ -30,10 +32,24 @@ from sim.core.routers import make_router
 from sim.core.seats import Seats
 from sim.core.shared_queue import SharedQueue
 from sim.core.spec import InstanceSpec, Settings
-from sim.types import FS_PER_S, Cluster, Deadlock, N, Policy, Request, Trace, to_fs, to_s
+from sim.types import (
+    FS_PER_S,
+    BadInput,
+    Cluster,
+    Deadlock,
+    N,
+    Policy,
+    Request,
+    SimulationError,
+    Trace,
+    to_fs,
+    to_s,
+)
 from sim.types.request import DONE
 
 QUEUE_SCOPES = ("instance", "cluster")
+COLLECTING = (50_000, 20, 20)
+"""Thresholds of the garbage collector during a run; Python's own are (700, 10, 10)."""
 ROLE_ORDER = ("prefill", "mixed", "decode")
 """Order of instances: what a prefill's end causes at a decode instance is in time for its plan."""
 
@@ -52,15 +68,40 @@ def simulate(
     Raises:
         PlanError: the policy broke the contract.
         Deadlock: requests wait, nothing runs and the policy asks for nothing.
+        BadInput: a count of the trace is over the range of the records.
+        TypeError: the policy is no `Policy`.
     """
+    if not isinstance(policy, Policy):  # compiled, the call itself says so
+        raise TypeError(f"sim.types.policy.Policy object expected; got {type(policy).__name__}")
+    _check_counts(trace)
     # The collector would walk the columns of a million rows again and again (3 % of a run). What a
     # run leaves behind are cycles: they go at once, while all that was there before is frozen.
+    # Most of what a run makes goes by itself, so the young are looked at less often, too.
+    often = gc.get_threshold()
+    gc.set_threshold(*COLLECTING)
     gc.freeze()
     try:
         return Simulation(trace, policy, specs, settings).run()
+    except struct.error as error:
+        raise SimulationError(
+            f"a number does not fit the records (counts: {LARGEST_COUNT}, a step: 2**63 - 1 fs): "
+            f"{error}"
+        ) from error
     finally:
+        gc.set_threshold(*often)
         gc.collect()
         gc.unfreeze()
+
+
+def _check_counts(trace: Trace) -> None:
+    """The records hold counts in 32 bits: say so before the run, not in the middle of it."""
+    for name, lens in (("input_len", trace.input_len), ("output_len", trace.output_len)):
+        if len(lens) and int(lens.max()) > LARGEST_COUNT:
+            row = int(lens.argmax())
+            raise BadInput(
+                f"trace row {row}: {name} {int(lens[row])} is over the largest count, "
+                f"{LARGEST_COUNT}"
+            )
 
 
 def _check_roles(roles: list[str]) -> None:

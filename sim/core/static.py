@@ -6,7 +6,7 @@ see into it, so the whole batch is one event, its steps logged ahead of time.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from sim.core.records import PACK_STATIC_DECODE, PACK_STEP, STATIC_DECODE, STATIC_PREFILL
 from sim.types import FS_PER_S, N, Request, RunToCompletion
@@ -15,7 +15,7 @@ from sim.types.request import WAITING
 if TYPE_CHECKING:
     from sim.core.instance import Instance
 
-MAX_RETRIES = 16
+MAX_RETRIES: Final = 16
 """Out-of-memory events a request survives: a batch halved so often holds one request."""
 
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from itertools import pairwise
+from typing import Final
 
 from sim.costs.catalogue import DTYPE_BYTES, Model
 from sim.costs.profile import AttentionRow, Profile, Terms
 from sim.costs.terms import Curve, DecodeAttention, DecodeRows, Host, PrefillAttention
 from sim.types import FOREVER, CostModel, DecodePiece, N, to_fs
 
-FS_PER_MS = 10**12
+FS_PER_MS: Final = 10**12
 
 
 class StepCost(CostModel):

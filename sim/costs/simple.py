@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from mypy_extensions import mypyc_attr
+
 from sim.types import CostModel, DecodePiece, N, to_fs
 
 
+@mypyc_attr(allow_interpreted_subclasses=True)
 class AffineCost(CostModel):
     """Steps that are affine in what they hold, with exact integer coefficients.
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import abc
+from typing import Final
 
 from mypy_extensions import mypyc_attr
 
 from sim.types.units import N
 
-FOREVER = 1 << 62
+FOREVER: Final = 1 << 62
 """A KV size no run reaches: the end of the last piece."""
 
 

@@ -7,6 +7,7 @@ from bisect import bisect_left, insort
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from itertools import chain
+from typing import Final
 
 from mypy_extensions import mypyc_attr
 
@@ -76,7 +77,7 @@ class Fifo(WaitQueue):
         return len(self._items)
 
 
-PIECE: N = 512
+PIECE: Final = 512
 """Longest piece of a `ByKey` queue: inserting moves at most so many references."""
 
 Entry = tuple[float, N, Request]

@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from sim.types.units import N
 
 if TYPE_CHECKING:
     from sim.types.view import View
 
-WAITING = 0
-PREFILLING = 1
-DECODING = 2
-PAUSED = 3
-SWAPPED = 4
-BRIDGED = 5
-READY = 6
-DONE = 7
+WAITING: Final = 0
+PREFILLING: Final = 1
+DECODING: Final = 2
+PAUSED: Final = 3
+SWAPPED: Final = 4
+BRIDGED: Final = 5
+READY: Final = 6
+DONE: Final = 7
 
 
 class Request:

@@ -318,5 +318,6 @@ def test_help_is_fast_and_imports_nothing_heavy():
 
 def test_version(cli):
     from sim import __version__
+    from sim.form import core_form
 
-    assert cli("--version") == (0, f"bucketsim {__version__}\n", "")
+    assert cli("--version") == (0, f"bucketsim {__version__} ({core_form()} core)\n", "")

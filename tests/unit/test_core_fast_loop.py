@@ -14,7 +14,7 @@ Log = list[tuple[Any, ...]]
 
 
 def bank(env: simpy.Environment, seed: int) -> Log:
-    """Set up customers, a resource, a store, conditions, interrupts and timers; return their log."""
+    """Start customers, a resource, a store, conditions and a timer; return their log."""
     rng = random.Random(seed)
     log: Log = []
     counter = simpy.PriorityResource(env, capacity=2)
@@ -165,8 +165,8 @@ def test_a_failure_nobody_handles_ends_the_run(loop: str):
     with pytest.raises(KeyError, match="lost") as raised:
         env.run()
     assert isinstance(raised.value.__cause__, KeyError)
+    process = env.process(failing())
     with pytest.raises(KeyError, match="lost"):
-        process = env.process(failing())
         env.run(until=process)
 
 
