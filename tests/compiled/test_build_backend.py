@@ -1,0 +1,61 @@
+"""Which wheel is built, and what is changed in the copy of the tree it is built from."""
+
+import importlib.util
+import sys
+
+import pytest
+from forms import ROOT
+
+pytest.importorskip("setuptools")
+
+
+@pytest.fixture
+def backend():
+    path = ROOT / "build_backend" / "compiled.py"
+    spec = importlib.util.spec_from_file_location("compiled_backend", path)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_no_compiler_means_a_pure_wheel_unless_asked(backend, monkeypatch):
+    monkeypatch.setenv("CC", "/no/such/compiler")
+    assert backend._form(None) == "pure"
+    assert backend._form({"form": "pure"}) == "pure"
+    assert not any("mypy" in need for need in backend.get_requires_for_build_wheel(None))
+    with pytest.raises(ValueError, match="form=compiled: no C compiler: '/no/such/compiler'"):
+        backend._form({"form": "compiled"})
+
+
+def test_a_compiler_means_a_compiled_wheel_unless_asked(backend, monkeypatch):
+    monkeypatch.setattr(backend, "why_not", lambda: None)
+    assert backend._form(None) == "compiled"
+    assert backend._form({"form": "pure"}) == "pure"
+
+
+def test_an_unknown_form(backend):
+    with pytest.raises(ValueError, match="form=fast: unknown form; valid: auto, pure, compiled"):
+        backend._form({"form": "fast"})
+
+
+def test_all_of_the_core_is_compiled(backend):
+    found = backend.sources(ROOT)
+    assert {"sim/core/instance.py", "sim/costs/model.py", "policies/continuous.py"} <= set(found)
+    assert not set(found) & backend.LEFT_OUT
+    assert all((ROOT / name).exists() for name in (*found, *backend.LEFT_OUT))
+
+
+def test_config_models_stay_interpreted_and_marks_become_names(backend, tmp_path):
+    name = "policies/static.py"
+    path = tmp_path / "static.py"
+    path.write_text((ROOT / name).read_text())
+    models = tmp_path / "interpreted"
+    models.mkdir()
+    backend._prepare(path, name, models)
+    text = path.read_text()
+    assert "from policies.interpreted.static import StaticConfig as StaticConfig" in text
+    assert "class StaticConfig" not in text
+    assert "@policy(" not in text
+    assert "    name = 'static'" in text
+    assert (models / "static.py").read_text() == (ROOT / name).read_text()
