@@ -76,7 +76,8 @@ def test_what_a_users_class_sets_in_its_body_counts(root):
 @both_forms
 def test_a_duck_typed_policy(root):
     line = last_line(root, "class Duck:\n    plan = Plain.plan\nrun(Duck())")
-    assert line == "TypeError: sim.types.policy.Policy object expected; got Duck"
+    assert line.startswith("TypeError: sim.types.policy.Policy object expected; got ")
+    assert line.endswith("Duck")
 
 
 @both_forms
