@@ -15,15 +15,15 @@ from typing import TYPE_CHECKING, Any
 from sim.report.figures import STYLE
 from sim.report.recipe_kinds import KINDS
 from sim.report.recipe_parts import INK, Picture, look
-from sim.study.figure_data import ALL, CROSSING, MARKS, RATIO, Row
 from sim.study.files import written_aside
+from sim.study.paper.figure_data import ALL, CROSSING, MARKS, RATIO, Row
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure as Canvas
 
-    from sim.study.claims.paper import Paper
-    from sim.study.recipes import Figure
+    from sim.study.paper.numbers import Paper
+    from sim.study.paper.recipes import Figure
 
 PAPER_STYLE: dict[Any, Any] = STYLE | {
     "axes.titlepad": 6,

@@ -7,7 +7,7 @@ import math
 
 import pytest
 
-from sim.study.claims.verdict import JOINT, Claimed, Setting, judge
+from sim.study.paper.verdict import JOINT, Claimed, Setting, judge
 from sim.study.statistics.stats import Interval
 
 CLAIM = Claimed(4.0, 2.0, "above", reading_error=0.5)

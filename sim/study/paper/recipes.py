@@ -36,7 +36,7 @@ from sim.types import BadInput
 FOLDER = Path("results/figures")
 PAPER_SET = "_paper"
 REPORT = tuple(f"report/recipe_{part}.py" for part in ("figures", "kinds", "parts"))
-DRAWN_BY = ("study/figure_data.py", "study/figure_models.py", *REPORT)
+DRAWN_BY = ("study/paper/figure_data.py", "study/paper/figure_models.py", *REPORT)
 """Code whose change has the pictures drawn again."""
 TWIN = "-twin"
 """What the name of a figure's twin ends in."""

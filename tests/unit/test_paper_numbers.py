@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from sim.study.claims.paper import PAPER, read_paper
+from sim.study.paper.numbers import PAPER, read_paper
 from sim.types import BadInput
 
 ROOT = Path(__file__).resolve().parents[2]

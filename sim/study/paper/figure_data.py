@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from sim.study.files import written_aside
-from sim.study.recipes import Figure
+from sim.study.paper.recipes import Figure
 from sim.study.statistics.stats import student_t
 from sim.study.sweeps.shards import CorruptShard, read_shard
 from sim.study.sweeps.sweep import SweepPoint
@@ -69,7 +69,7 @@ def figure_rows(figure: Figure, folder: Path) -> list[Row]:
     Raises:
         BadInput: a shard is missing or corrupt.
     """
-    from sim.study import figure_models
+    from sim.study.paper import figure_models
 
     drawn = {
         "curve": _curve,

@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sim.study import figure_data as data
 from sim.study.config import resolve
-from sim.study.recipes import Figure
+from sim.study.paper import figure_data as data
+from sim.study.paper.recipes import Figure
 from sim.study.run import requests_of
 from sim.study.statistics.stats import student_t
 from sim.study.sweeps.shards import Task
