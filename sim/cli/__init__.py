@@ -16,6 +16,7 @@ from sim.cli import (
     capacity,
     catalogue,
     figures,
+    paper,
     report,
     study,
     sweep,
@@ -46,6 +47,7 @@ app.command("profiles")(catalogue.profiles)
 app.command("cite")(catalogue.cite)
 app.add_typer(workload.app, name="workload")
 app.add_typer(calibrate.app, name="calibrate")
+app.add_typer(paper.app, name="paper")
 
 
 def _version(wanted: bool) -> None:

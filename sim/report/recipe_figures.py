@@ -66,7 +66,7 @@ def draw_figure(
         canvas, axes = _canvas(count, width)
         draw(picture, axes)
         _frame(canvas, picture, lines, width)
-        return _saved(canvas, folder, figure.name)
+        return saved(canvas, folder, figure.name)
 
 
 def _canvas(count: int, width: float) -> tuple[Canvas, list[Axes]]:
@@ -123,7 +123,7 @@ def _columns(labels: Sequence[str], width: float) -> int:
     return max(1, int(width / max(inches)))
 
 
-def _saved(canvas: Canvas, folder: Path, name: str) -> list[Path]:
+def saved(canvas: Canvas, folder: Path, name: str) -> list[Path]:
     """Write the files, without a date in them."""
     found = []
     for kind, metadata in (("pdf", {"CreationDate": None}), ("png", {"Software": None})):

@@ -178,6 +178,26 @@ def recipe_names(folder: Path = FOLDER) -> list[str]:
     return names
 
 
+def read_paper_set(folder: Path = FOLDER) -> PaperSet:
+    """Read the paper set.
+
+    Raises:
+        BadInput: it is not there, or a key is not valid.
+    """
+    found: PaperSet = _read(PaperSet, folder / f"{PAPER_SET}.yaml")
+    return found
+
+
+def read_recipe(name: str, folder: Path = FOLDER) -> Recipe:
+    """Read the recipe of a figure.
+
+    Raises:
+        BadInput: it is not there, or a key is not valid.
+    """
+    found: Recipe = _read(Recipe, folder / f"{name}.yaml")
+    return found
+
+
 def plan_figures(
     names: Sequence[str], folder: Path = FOLDER, seeds: int | None = None, twins: bool = True
 ) -> list[Figure]:
@@ -197,12 +217,12 @@ def plan_figures(
         if name.removesuffix(TWIN) not in known:
             valid = ", ".join(known)
             raise BadInput(f"no figure {name!r}; valid: {valid}, each also with {TWIN}")
-    base = _read(PaperSet, folder / f"{PAPER_SET}.yaml")
+    base = read_paper_set(folder)
     figures: dict[str, Figure] = {}
     for name in names or known:
         stem = name.removesuffix(TWIN)
         path = folder / f"{stem}.yaml"
-        recipe = _read(Recipe, path)
+        recipe = read_recipe(stem, folder)
         if name != stem and not recipe.twin:
             raise BadInput(f"{path}: figure {stem!r} has no twin (twin: false)")
         if name == stem:
@@ -236,9 +256,19 @@ def expected_requests(task: Task) -> float:
 # -- planning -----------------------------------------------------------------------------------
 
 
-def config_of(base: PaperSet, recipe: Recipe, policy: str, twin: bool) -> dict[str, Any]:
-    """Return the config of one policy of a figure, as plain data without its sweep."""
-    layers: list[Overriding] = [base, *([base.padding_free] if twin else []), recipe]
+def config_of(
+    base: PaperSet, recipe: Recipe, policy: str, twin: bool, between: Sequence[Overriding] = ()
+) -> dict[str, Any]:
+    """Return the config of one policy of a figure, as plain data without its sweep.
+
+    Args:
+        base: the paper set.
+        recipe: of the figure; it overrides all.
+        policy: its name.
+        twin: whether the engine does not pad.
+        between: what overrides the paper set, below the recipe.
+    """
+    layers: list[Overriding] = [base, *([base.padding_free] if twin else []), *between, recipe]
     data: dict[str, Any] = {"policy": {"name": policy}}
     for given in [layer.set for layer in layers] + [
         layer.by_policy.get(policy, {}) for layer in layers
