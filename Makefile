@@ -71,8 +71,18 @@ figures: setup ## draw the paper's figures and their twins into results/out/figu
 fig-%: setup ## draw one figure and its twin: make fig-5d
 	$(BIN)/bucketsim figures $* --out $(OUT)/figures
 
-quick: setup ## redraw 5c and 5d with fewer seeds (< 2 min)
-	$(BIN)/bucketsim figures 5c 5d --no-twins --seeds 4 --out $(OUT)/quick
+claims: setup ## judge the paper's claims under its set and 547 other settings (35 min on 2 cores; resumes)
+	$(BIN)/bucketsim paper claims --out $(OUT)/claims
+
+sensitivity: setup ## how far each assumption moves each claim: picture and page (5 min after make claims)
+	$(BIN)/bucketsim paper sensitivity --out $(OUT)/claims
+
+paper: figures claims sensitivity ablation frontier ## all of the reproduction: results/REPRODUCTION.md (< 60 min)
+	$(BIN)/bucketsim paper report --out $(OUT) --readme README.md
+
+quick: setup ## redraw 5c and 5d and the claims table with fewer seeds (< 2 min)
+	$(BIN)/bucketsim figures 5c 5d --no-twins --seeds 3 --out $(OUT)/quick
+	$(BIN)/bucketsim paper claims --quick --out $(OUT)/quick
 
 TABLES := ../shared/data/profiles
 profiles: setup ## fit the shipped profiles to operator tables in TABLES (4 min)
@@ -88,5 +98,5 @@ gpu-test: $(GPU_SETUP) ## tests that need a CUDA device (2-3 min; wants pytest a
 clean: ## remove .venv and everything generated
 	rm -rf .venv build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache $(OUT)
 
-.PHONY: help setup run test check test-slow mutate bench evidence figures quick calibrate calibrate-gpu wheelhouse \
+.PHONY: help setup run test check test-slow mutate bench evidence figures claims sensitivity paper quick calibrate calibrate-gpu wheelhouse \
 	profiles docs-pictures gpu-test clean

@@ -14,7 +14,16 @@ from sim.cli.show import say
 if TYPE_CHECKING:
     from sim.study.paper.claims import Result, Study
 
-OUT = Path("results/out/claims")
+RESULTS = Path("results/out")
+OUT = RESULTS / "claims"
+PAGE = Path("results/REPRODUCTION.md")
+PARTS = (
+    ("Claims", "make claims", "claims/claims.md"),
+    ("Sensitivity", "make sensitivity", "claims/sensitivity.md"),
+    ("Ablation", "make ablation", "ablation/ablation.md"),
+    ("Frontier", "make frontier", "frontier/frontier.md"),
+)
+"""Of the page: title, command, and the file that it leaves."""
 ASSUMPTIONS = Path("results/studies/assumptions.yaml")
 
 Jobs = Annotated[
@@ -70,6 +79,32 @@ def sensitivity(
     for path in write_sensitivity(result, grids, out):
         say(f"wrote {path}")
     typer.echo("\n".join(conclusions(result)))
+
+
+def page(
+    jobs: Jobs = None,
+    points: Points = None,
+    out: Annotated[Path, typer.Option("--out", help="Folder with the results of all.")] = RESULTS,
+    to: Annotated[Path, typer.Option("--page", help="Where the page goes.")] = PAGE,
+    readme: Annotated[
+        Path | None, typer.Option("--readme", help="File whose table of claims is renewed.")
+    ] = None,
+    assumptions: Given = ASSUMPTIONS,
+    recipes: Annotated[Path, typer.Option("--recipes", help="Folder of the recipes.")] = RECIPES,
+    paper: Annotated[Path, typer.Option("--paper", help="The paper's numbers.")] = PAPER,
+) -> None:
+    """Write REPRODUCTION.md from what figures, claims, sensitivity, ablation, frontier left."""
+    from sim.report.reproduction import Parts, read_expected, update_readme, write_page
+
+    result = _judged(_study(assumptions, recipes, paper), out / "claims", jobs, points)
+    expected = read_expected(assumptions.parent / "expected.yaml", result.values)
+    files = [(title, command, out / path) for title, command, path in PARTS]
+    pictures = to.parent / "reference" / "figures"
+    for title in write_page(Parts(result, expected, out / "figures", files), to, pictures):
+        say(f"note: {title.lower()}: not there yet, the page says so")
+    if readme is not None:
+        update_readme(result, readme)
+    say(f"wrote {to}")
 
 
 def _study(assumptions: Path, recipes: Path, paper: Path) -> Study:

@@ -9,3 +9,4 @@ from sim.cli import claims
 app = typer.Typer(help="Judge the BucketServe paper: claims, sensitivity.")
 app.command("claims")(claims.claims)
 app.command("sensitivity")(claims.sensitivity)
+app.command("report")(claims.page)

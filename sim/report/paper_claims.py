@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from sim.study.files import write_text
 from sim.study.paper.assumptions import PAPER_SET
-from sim.study.paper.verdict import JOINT, Decisive, Estimate
+from sim.study.paper.verdict import JOINT, Decisive, Estimate, judge
 
 if TYPE_CHECKING:
     from sim.study.paper.claims import Judged, Result
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 CSV_NAME, MARKDOWN_NAME, SETTINGS_NAME = "claims.csv", "claims.md", "settings.parquet"
 CSV_HEAD = (
     "id figure claim paper bound side ours low high n lowest highest agree against unclear near "
-    "verdict decisive value mean crosses reason"
+    "alone verdict decisive value mean crosses reason"
 )
 HEAD = (
     "claim",
@@ -30,6 +30,7 @@ HEAD = (
     "one assumption changed",
     "all changed (5-95 %)",
     "agree",
+    "alone",
     "verdict",
     "decisive assumption",
 )
@@ -57,7 +58,9 @@ def markdown(result: Result) -> str:
         f"({len(study.assumptions.assumptions)} assumptions); all changed: {result.points} points "
         f"of a Latin hypercube over them. {samples.seeds} replications a setting; there a rate is "
         f"searched to {effort.width:.0%} with fewer requests ({shorter}). *Agree*: points that "
-        "decide as the paper set does, of all. The rule is `sim/study/paper/verdict.py`.",
+        ""
+        "decide as the paper set does, of all; *alone*: the verdict under the paper set alone. The "
+        "rule is `sim/study/paper/verdict.py`.",
         "",
         *table(result),
         "",
@@ -95,6 +98,7 @@ def _cells(result: Result, one: Judged) -> list[str]:
         _span(alone),
         _span(joint, 0.05),
         f"{found.agree} of {found.agree + found.against + found.unclear}" if joint else "",
+        judge(claim.claimed, one.ours, ()).name,
         f"**{found.name}**",
         decisive(result, found.decisive),
     ]
@@ -179,7 +183,9 @@ def _csv(result: Result) -> str:
                 *(f"{x:.6g}" for x in (one.ours.mean, one.ours.low, one.ours.high)),
                 one.ours.n,
                 *(f"{x:.6g}" for x in (found.lowest, found.highest)),
-                *(found.agree, found.against, found.unclear, found.near, found.name),
+                *(found.agree, found.against, found.unclear, found.near),
+                judge(claim.claimed, one.ours, ()).name,
+                found.name,
                 *(
                     ("", "", "", "")
                     if last is None

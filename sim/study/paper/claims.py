@@ -110,6 +110,7 @@ class Result:
         requests: simulated, in all settings.
         failures: settings under which something could not run, and why.
         points: of the hypercube.
+        values: what was measured under the paper set, by quantity, one a replication.
     """
 
     study: Study
@@ -117,6 +118,7 @@ class Result:
     requests: float
     failures: Mapping[str, str]
     points: int
+    values: Mapping[str, Sequence[float]]
 
 
 def read_study(paper: Paper, assumptions: Assumptions, recipes: Path = FOLDER) -> Study:
@@ -169,7 +171,7 @@ def judge_claims(
     judged = [_judged(study.paper, claim, ours, check, others) for claim in study.paper.claims]
     requests = sum(probed.requests for probed in (ours, check, *others))
     joint = sum(one.assumption == JOINT for one in every)
-    return Result(study, tuple(judged), requests, failures, joint)
+    return Result(study, tuple(judged), requests, failures, joint, ours.values)
 
 
 def run_grids(study: Study, folder: Path, jobs: int, told: Told | None = None) -> list[Grid]:
