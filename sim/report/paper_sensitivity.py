@@ -19,8 +19,15 @@ if TYPE_CHECKING:
     from sim.study.paper.claims import Grid, Judged, Result
 
 NAME = "sensitivity"
-COLUMNS = 4
-PANEL_INCHES = (2.35, 3.6)
+COLUMNS = 3
+PANEL_INCHES = (2.9, 3.0)
+TICKS = (
+    (0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20),
+    (0.5, 0.7, 1, 1.5, 2, 3, 4),
+    (0.6, 0.7, 0.8, 0.9, 1, 1.1, 1.2, 1.4, 1.7),
+)
+"""Of an axis: the first of these with enough of them inside."""
+ENOUGH = 3
 OURS, SPAN, POINT = "#16425b", "#9db4c0", "#d9772b"
 HARDLY = 1.02
 """An assumption that moves ours by a smaller factor is not drawn."""
@@ -106,13 +113,12 @@ def _panel(axes: Axes, one: Judged, moving: Sequence[str], handles: dict[str, An
     axes.set_xscale("log")
     axes.margins(x=0.06)
     low, high = axes.get_xlim()
-    ticks = [t for t in (0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20) if low <= t <= high]
-    if len(ticks) < 2:
-        ticks = [t for t in (0.6, 0.7, 0.8, 0.9, 1.0, 1.1, 1.2, 1.4, 1.7) if low <= t <= high]
+    inside = [[t for t in ticks if low <= t <= high] for ticks in TICKS]
+    ticks = next((one for one in inside if len(one) >= ENOUGH), inside[-1])
     axes.xaxis.set_major_locator(FixedLocator(ticks))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
-    axes.set_title(one.claim.id, fontsize=8.5)
+    axes.set_title(f"{one.claim.id} ({one.claim.figure})", fontsize=8.5)
 
 
 # -- the page -----------------------------------------------------------------------------------
