@@ -22,6 +22,8 @@ class Row:
     arrival: int
     prompt: int
     output: int
+    priority: int = 0
+    """Smaller is more urgent; the same for all: first come, first served."""
     emitted: int = 0
     computed: int = 0
     blocks: int = 0
@@ -32,6 +34,11 @@ class Row:
     first: int = -1
     finish: int = -1
     preemptions: int = 0
+
+    @property
+    def rank(self) -> tuple[int, int, int]:
+        """Order of service by priority, then arrival."""
+        return (self.priority, self.arrival, self.id)
 
     @property
     def tokens(self) -> int:
@@ -98,7 +105,8 @@ class Scheduler:
         self.give_back(row)
         row.computed = 0
         row.decoding = False
-        row.preemptions += 1
+        if row.emitted + row.in_flight < row.output:  # else it finishes nevertheless
+            row.preemptions += 1
         self.evictions += 1
         self.waiting.insert(0, row)
 
@@ -118,6 +126,9 @@ class V1(Scheduler):
         budget: tokens of a step, at most.
         threshold: tokens of one prompt in a step, at most.
         whole: admit only what fits whole (`scheduler_reserve_full_isl`).
+        by_priority: waiting requests go by rank, and the running one of lowest rank is evicted.
+        stops: with `by_priority`, who evicts itself ends the walk: those admitted after it are in
+            no chunk and decode not in this step, as in vLLM.
     """
 
     def __init__(
@@ -128,43 +139,63 @@ class V1(Scheduler):
         budget: int,
         threshold: int = 0,
         whole: bool = False,
+        by_priority: bool = False,
+        stops: bool = False,
     ) -> None:
         super().__init__(blocks, block_size, max_num_seqs, budget)
         self.threshold = threshold or budget
         self.whole = whole
+        self.by_priority = by_priority
+        self.stops = stops or not by_priority
 
     def form(self) -> Step:
         """Walk the running requests, then the waiting ones."""
-        step, left = Step(), self.budget
-        evicted, at = False, 0
-        while at < len(self.running) and left > 0:
-            row = self.running[at]
-            at += 1
+        taken: dict[int, tuple[Row, int]] = {}
+        before = self.evictions
+        self.walk(taken)
+        left = self.budget - sum(tokens for _, tokens in taken.values())
+        if self.by_priority:
+            self.waiting.sort(key=lambda row: row.rank)
+        while self.evictions == before and self.waiting and left > 0:
+            row = self.waiting[0]
+            tokens = min(row.tokens, self.threshold, left)
+            if len(self.running) == self.max_num_seqs:
+                break
+            if self.whole and self.needed(row, row.tokens) > self.free:
+                break
+            if not self.take(row, tokens):
+                break
+            self.running.append(self.waiting.pop(0))
+            taken[row.id] = (row, tokens)
+            left -= tokens
+        step = Step()
+        for row, tokens in taken.values():
+            self.add(step, row, tokens)
+        return step
+
+    def walk(self, taken: dict[int, tuple[Row, int]]) -> None:
+        """Give the running requests their tokens, in order of admission."""
+        for row in list(self.running):
+            left = self.budget - sum(tokens for _, tokens in taken.values())
+            if row not in self.running or left <= 0:
+                continue
             if row.in_flight and row.emitted + row.in_flight >= row.output:
                 continue  # its last token is on its way
             tokens = min(row.tokens + row.in_flight - row.computed, self.threshold, left)
             while not self.take(row, tokens):
-                evicted = True
-                last = self.running.pop()
-                self.drop(last)
-                if last is row:
-                    tokens = 0
+                victim = self.running[-1]
+                if self.by_priority:
+                    victim = max(self.running, key=lambda other: other.rank)
+                self.running.remove(victim)
+                taken.pop(victim.id, None)
+                self.drop(victim)
+                if victim is row:
                     break
-            if not tokens:
-                break
-            left -= tokens
-            self.add(step, row, tokens)
-        while not evicted and self.waiting and left > 0 and len(self.running) < self.max_num_seqs:
-            row = self.waiting[0]
-            if self.whole and self.needed(row, row.tokens) > self.free:
-                break
-            tokens = min(row.tokens, self.threshold, left)
-            if not self.take(row, tokens):
-                break
-            self.running.append(self.waiting.pop(0))
-            left -= tokens
-            self.add(step, row, tokens)
-        return step
+            else:
+                taken[row.id] = (row, tokens)
+                continue
+            if self.stops:
+                return
 
     def add(self, step: Step, row: Row, tokens: int) -> None:
         """Put a request into the step."""
@@ -294,6 +325,7 @@ def run(
     while coming or scheduler.waiting or scheduler.running or scheduler.swapped:
         while coming and coming[0].arrival <= now:
             scheduler.waiting.append(coming.pop(0))
+        evictions = scheduler.evictions
         step = scheduler.form()
         if step.chunks or step.decodes:
             step.start = max([now, *[end for end, _ in under_way]])
@@ -303,6 +335,8 @@ def run(
             if ahead and len(under_way) == 1:
                 continue
         elif not under_way:
+            if scheduler.evictions > evictions:
+                continue  # all who ran; the next look admits again
             if not coming:
                 raise RuntimeError(f"nothing runs at {now}, and requests wait")
             now = coming[0].arrival

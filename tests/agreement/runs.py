@@ -5,7 +5,7 @@ Where the others differ from our engine and policies on purpose (effects: docs/a
 - Vidur divides by all output tokens for TPOT, we by one less: not compared.
 - Vidur counts the token under way as cached in decode attention: in `VidurCost`.
 - Vidur evicts for a decode that finds no block free, also when it needs none, and counts a step's
-  blocks as taken when prompts are admitted: memory never runs out in its two runs.
+  blocks as taken when prompts are admitted: memory never runs out in its two runs (`cases.Spare`).
 - simdistserve runs `output_len` decode steps after a prefill: one more output token a request here.
 - simdistserve's KV takes no time to move and decode memory has no end: `link_overlap` 1, many
   blocks.
