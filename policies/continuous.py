@@ -93,7 +93,7 @@ class Continuous(Policy):
     Decision rule, `v0`: if nothing is swapped out and some waiting prompts fit (whole, in order,
     leaving the watermark free), a step with only those prefills; else one decode step. Victims are
     the latest arrivals, recomputed or swapped to host memory; swapped requests come back before any
-    new prefill.
+    new prefill, in order of arrival, while a block to spare for each and the watermark stay free.
 
     Both take waiting requests by `order`. With `sjf` and `edf` (no deadline: last) preempted
     requests stand in front, as with `fcfs`; with `priority`, as in vLLM, they go back to their rank
@@ -236,12 +236,13 @@ class Continuous(Policy):
         room = view.free_blocks - view.growth_blocks
         watermark = int(self.watermark * view.total_blocks)
         back: list[Request] = []
-        for request in view.swapped.values():
-            room -= view.blocks_for(request.prefilled + 1)
-            if (
-                room < (watermark if view.running or back else 0)
-                or view.num_running + len(back) >= self.max_num_seqs
-            ):
+        for _, request in sorted(view.swapped.items()):
+            held = view.blocks_for(request.prefilled)
+            spare = 1 + watermark
+            if not (view.running or back):
+                spare = view.blocks_for(request.prefilled + 1) - held
+            if room < held + spare or view.num_running + len(back) >= self.max_num_seqs:
                 break
+            room -= view.blocks_for(request.prefilled + 1)
             back.append(request)
         return back

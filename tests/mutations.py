@@ -43,6 +43,13 @@ MUTATIONS = (
         (PREEMPTION,),
     ),
     Mutation(
+        "v0 swaps in by eviction",
+        "policies/continuous.py",
+        "in sorted(view.swapped.items()):",
+        "in view.swapped.items():",
+        (CONTINUOUS_UNIT,),
+    ),
+    Mutation(
         "v0 victim: earliest arrival",
         "policies/continuous.py",
         "if request.id > last.id:",
@@ -306,6 +313,13 @@ MUTATIONS = (
         "sim/core/links.py",
         "work = self.latency_fs + size_bytes / self.bytes_per_s * FS_PER_S",
         "work = 0.0",
+        (TRANSFER,),
+    ),
+    Mutation(
+        "a free transfer joins one step late",
+        "sim/core/links.py",
+        "if link.is_free(size):",
+        "if link.is_free(-size - 1):",
         (TRANSFER,),
     ),
     Mutation(

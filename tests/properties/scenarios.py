@@ -111,6 +111,8 @@ def scenario(seed: int, policy: str, exact: bool = False) -> Scenario:
     costs = _costs(rng, unit_s, is_round, exact)
     block_size = rng.choice(BLOCK_SIZES)
     options = _options(rng, unit_s)
+    if not exact and Random(f"links/{policy}/{seed}").random() < 0.25:
+        options |= {"link_bytes_per_s": float("inf"), "link_latency_s": 0.0}
     if exact and options.get("think_s") == 0:
         options["think_s"] = unit_s  # no pause takes a femtosecond, which is no multiple
     # Late enough, in some, that a float no longer holds every femtosecond.

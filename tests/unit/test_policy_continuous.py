@@ -328,11 +328,11 @@ def test_v0_nobody_is_prefilled_while_something_is_swapped_out():
 
 
 def test_v0_swap_in_leaves_room_for_the_growth_of_the_batch():
-    view = empty_view(blocks=5)
+    view = empty_view(blocks=6)
     decode(view, 0, 8)  # 2 blocks, needs a third
-    swapped(view, 1, 5)  # 2 blocks hold its 6th token
+    swapped(view, 1, 5)  # 2 blocks, and one to spare
     assert ids(v0().plan(view).swap_in) == [1]
-    view = empty_view(blocks=4)
+    view = empty_view(blocks=5)
     decode(view, 0, 8)
     swapped(view, 1, 5)
     assert goes_on(v0().plan(view))
@@ -344,9 +344,30 @@ def test_v0_swap_in_needs_a_seat_and_the_watermark():
     swapped(view, 1, 6)
     swapped(view, 2, 6)
     assert ids(v0(max_num_seqs=2).plan(view).swap_in) == [1]
-    # 8 blocks are free; 4 stay free; each needs 2.
-    assert ids(v0(watermark=0.4).plan(view).swap_in) == [1, 2]
-    assert ids(v0(watermark=0.5).plan(view).swap_in) == [1]
+    # 8 blocks are free; 3 stay free; each needs 2 and one to spare.
+    assert ids(v0(watermark=0.3).plan(view).swap_in) == [1, 2]
+    assert ids(v0(watermark=0.4).plan(view).swap_in) == [1]
+
+
+def test_v0_swap_in_goes_by_arrival_not_by_eviction():
+    # Victims are the latest arrivals: 2 went before 1.
+    view = empty_view(blocks=10)
+    decode(view, 0, 7)
+    swapped(view, 2, 6)
+    swapped(view, 1, 6)
+    assert ids(v0().plan(view).swap_in) == [1, 2]
+    assert ids(v0(max_num_seqs=2).plan(view).swap_in) == [1]
+
+
+def test_v0_swap_in_wants_a_block_to_spare():
+    # 2 blocks are free and would hold its 7th token: vLLM wants a third, unless nothing runs.
+    view = empty_view(blocks=4)
+    decode(view, 0, 7)
+    swapped(view, 1, 6)
+    assert goes_on(v0().plan(view))
+    view = empty_view(blocks=2)
+    swapped(view, 1, 6)
+    assert ids(v0().plan(view).swap_in) == [1]
 
 
 def test_v0_swap_in_on_an_idle_instance_waives_the_watermark():
