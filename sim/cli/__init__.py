@@ -16,6 +16,7 @@ from sim.cli import (
     capacity,
     catalogue,
     figures,
+    paper,
     report,
     study,
     sweep,
@@ -44,6 +45,7 @@ app.command("figures")(figures.figures)
 app.command("policies")(catalogue.policies)
 app.command("profiles")(catalogue.profiles)
 app.command("cite")(catalogue.cite)
+app.add_typer(paper.app, name="paper")
 app.add_typer(workload.app, name="workload")
 app.add_typer(calibrate.app, name="calibrate")
 

@@ -178,6 +178,16 @@ def recipe_names(folder: Path = FOLDER) -> list[str]:
     return names
 
 
+def paper_set(folder: Path = FOLDER) -> PaperSet:
+    """Return the paper set of a folder of recipes.
+
+    Raises:
+        BadInput: one line with file, key and what would be valid.
+    """
+    found: PaperSet = read_section(PaperSet, folder / f"{PAPER_SET}.yaml")
+    return found
+
+
 def plan_figures(
     names: Sequence[str], folder: Path = FOLDER, seeds: int | None = None, twins: bool = True
 ) -> list[Figure]:
@@ -197,12 +207,12 @@ def plan_figures(
         if name.removesuffix(TWIN) not in known:
             valid = ", ".join(known)
             raise BadInput(f"no figure {name!r}; valid: {valid}, each also with {TWIN}")
-    base = _read(PaperSet, folder / f"{PAPER_SET}.yaml")
+    base = paper_set(folder)
     figures: dict[str, Figure] = {}
     for name in names or known:
         stem = name.removesuffix(TWIN)
         path = folder / f"{stem}.yaml"
-        recipe = _read(Recipe, path)
+        recipe = read_section(Recipe, path)
         if name != stem and not recipe.twin:
             raise BadInput(f"{path}: figure {stem!r} has no twin (twin: false)")
         if name == stem:
@@ -236,7 +246,7 @@ def expected_requests(task: Task) -> float:
 # -- planning -----------------------------------------------------------------------------------
 
 
-def config_of(base: PaperSet, recipe: Recipe, policy: str, twin: bool) -> dict[str, Any]:
+def config_of(base: PaperSet, recipe: Overriding, policy: str, twin: bool) -> dict[str, Any]:
     """Return the config of one policy of a figure, as plain data without its sweep."""
     layers: list[Overriding] = [base, *([base.padding_free] if twin else []), recipe]
     data: dict[str, Any] = {"policy": {"name": policy}}
@@ -266,14 +276,19 @@ def _planned(
     return Figure(name, str(path), recipe, twin, seeds, tuple(assumptions), tuple(points), tasks)
 
 
-def _read(model: type[Any], path: Path) -> Any:
+def read_section(model: type[Any], path: Path, key: str = "recipe") -> Any:
+    """Return a file of one section; `key` is what messages call it.
+
+    Raises:
+        BadInput: one line with file, key and what would be valid.
+    """
     data = read_yaml(path)
     if not isinstance(data, dict):
         raise BadInput(f"{path}: expected a mapping with {', '.join(model.model_fields)}")
-    for key in data:
-        if key not in model.model_fields:
-            raise BadInput(f"{path}: {unknown_key(str(key), model.model_fields)}")
-    return validate(model, data, "recipe", lambda _key: str(path))
+    for name in data:
+        if name not in model.model_fields:
+            raise BadInput(f"{path}: {unknown_key(str(name), model.model_fields)}")
+    return validate(model, data, key, lambda _key: str(path))
 
 
 def _check_keys(given: Any) -> None:
