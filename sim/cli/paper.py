@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 app = typer.Typer(help="Studies around the reproduction of the BucketServe paper.")
 
 SAY_EVERY_S = 10.0
+FEW_RESULTS = 10
+"""Before so many nothing is said: the first ones take longer."""
 RECIPES = Path("results/figures")
 STUDIES = Path("results/studies")
 ABLATION = Path("results/out/ablation")
@@ -47,7 +49,7 @@ def ablation(
 
     planned = plan_ablation(paper_set(recipes), study, seeds)
     result = _run(run_ablation, planned, out, jobs)
-    _end(write_ablation(result, out), result.errors)
+    _end(write_ablation(result, out), result.checks.errors)
 
 
 @app.command()
@@ -68,7 +70,7 @@ def frontier(
     for name, why in planned.left_out.items():
         say(f"note: policy {name} is left out: {why}")
     result = _run(run_frontier, planned, out, jobs)
-    _end(write_frontier(result, out), result.errors)
+    _end(write_frontier(result, out), result.checks.errors)
 
 
 def _run(study: Callable[..., Any], planned: Any, out: Path, jobs: int | None) -> Any:
@@ -98,7 +100,7 @@ class _Teller:
 
     def __call__(self, progress: Progress) -> None:
         now = time.monotonic()
-        if now - self.said < SAY_EVERY_S:
+        if now - self.said < SAY_EVERY_S or progress.ran < FEW_RESULTS:
             return
         self.said = now
         left_s = (now - self.began) * progress.share_left

@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
+import json
 import math
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sim.report.paper_tables import cells, markdown_table, mean_text, write_tables
+from sim.report.paper_tables import (
+    cells,
+    checks_text,
+    markdown_table,
+    mean_text,
+    share_text,
+    write_tables,
+)
 from sim.report.recipe_figures import CHARS_OF_INCH, PAPER_STYLE, framed, saved
 from sim.report.recipe_parts import plain
 from sim.study.files import write_text
 from sim.study.paper.frontier import FrontierResult, Line, Point
-from sim.study.paper.studies import ENGINES
+from sim.study.paper.studies import ENGINES, bounds_text
+from sim.study.statistics.stats import student_t
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -32,6 +41,8 @@ DASHES: tuple[Any, ...] = (
     (0, (3, 1, 1, 1, 1, 1)),
 )
 """A line has the colour, the marker, the dash of its number; their counts have no common factor."""
+ROOM = 1.12
+"""Of the largest capacity that is known, above it; intervals may be cut."""
 HOLLOW_FROM = 6
 """Lines from this one on have hollow markers."""
 
@@ -53,16 +64,11 @@ def _rows(result: FrontierResult) -> Iterator[dict[str, Any]]:
             "attainment": p.attainment,
             "slo_scale": p.scale,
             "n": p.capacity.n,
-            "at_least": is_open(result, p),
+            "at_least": p.at_least,
             **cells("capacity_per_s", p.capacity),
             **cells("ratio", p.ratio),
             "why_none": p.why,
         }
-
-
-def is_open(result: FrontierResult, point: Point) -> bool:
-    """Whether even the highest rate tried reaches the target, in some replication."""
-    return max(point.values) >= result.frontier.file.search.most_per_s
 
 
 # -- the page -----------------------------------------------------------------------------------
@@ -87,8 +93,11 @@ def _how(result: FrontierResult) -> str:
     seeds = "One seed, no intervals" if n == 1 else f"Means of {n} seeds with 95 % intervals"
     base = next(line.label for line in _lines(result) if line.policy == file.baseline)
     parts = [
-        f"{seeds} (Student t), known to {file.search.width:.0%}; ratios to “{base}” paired.",
-        f"Not one crossing in {result.uneven} of {result.searches} searches.",
+        f"{seeds} (Student t), known to {share_text(file.search.width)}; ratios to “{base}” "
+        "paired.",
+        f"{_workload(result)['num_requests']:,} requests at each rate; "
+        f"{checks_text(result.checks)}",
+        f"Bounds at scale {_lowest(result):g}: {bounds_text(_config(result))}.",
         f"Assumptions: {'; '.join(file.assumptions)}; policies with their defaults.",
     ]
     left_out = [f"{name} ({why})" for name, why in result.frontier.left_out.items()]
@@ -97,8 +106,21 @@ def _how(result: FrontierResult) -> str:
     return " ".join(parts)
 
 
+def _lowest(result: FrontierResult) -> float:
+    return min(result.frontier.file.scales)
+
+
+def _config(result: FrontierResult) -> str:
+    return result.frontier.lines[0].configs[_lowest(result)]
+
+
+def _workload(result: FrontierResult) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(_config(result))["workload"]
+    return found
+
+
 def _title(engine: str, share: float) -> str:
-    return f"{engine.capitalize()} engine, {share:.0%} of every class"
+    return f"{engine.capitalize()} engine, {share_text(share)} of every class"
 
 
 def _panel_of(result: FrontierResult, engine: str, share: float) -> dict[Line, list[Point]]:
@@ -118,7 +140,7 @@ def _table(result: FrontierResult, of: dict[Line, list[Point]]) -> list[str]:
 def _cell(result: FrontierResult, point: Point) -> str:
     if not any(point.values):
         return f"none: {point.why}"
-    text = mean_text(point.capacity, "at least " if is_open(result, point) else "")
+    text = mean_text(point.capacity, "at least " if point.at_least else "")
     if not math.isnan(point.ratio.mean) and point.line.policy != result.frontier.file.baseline:
         text += f" ({mean_text(point.ratio)} x)"
     if point.why:
@@ -137,7 +159,7 @@ def sentences(result: FrontierResult) -> list[str]:
         for share in result.frontier.file.attainments:
             of = _panel_of(result, engine, share)
             if of:
-                parts = [_best(result, of), _beaten(result, of), _never(result, of)]
+                parts = [_best(result, of), _beaten(result, of), _never(of)]
                 text = " ".join(part for part in parts if part)
                 said.append(f"**{_title(engine, share)}.** {text}")
     return said
@@ -145,17 +167,20 @@ def sentences(result: FrontierResult) -> list[str]:
 
 def _best(result: FrontierResult, of: dict[Line, list[Point]]) -> str:
     """Return who has the largest capacity at each scale, and who cannot be told from it."""
-    said = []
+    found: dict[str, list[str]] = {}
     for at, scale in enumerate(result.frontier.file.scales):
         points = sorted((points[at] for points in of.values()), key=lambda p: -_mean(p))
         best = points[0]
         if not _mean(best):
-            said.append(f"nobody at scale {scale:g}")
             continue
-        near = [p.line.label for p in points[1:] if _touch(p, best)]
-        text = f"{best.line.label} at scale {scale:g} ({mean_text(best.capacity)} requests/s"
-        said.append(f"{text}, intervals touch: {', '.join(near)})" if near else f"{text})")
-    return f"Highest: {'; '.join(said)}."
+        label = best.line.label
+        near = [p.line.label for p in points[1:] if is_close(best.values, p.values)]
+        if near:
+            label += f" (not told from it: {', '.join(near)})"
+        text = mean_text(best.capacity, "at least " if best.at_least else "")
+        found.setdefault(label, []).append(f"{text} at scale {scale:g}")
+    said = [f"{label} {', '.join(rates)}" for label, rates in found.items()]
+    return f"Highest capacity, requests/s: {'; '.join(said)}." if said else ""
 
 
 def _mean(point: Point) -> float:
@@ -163,9 +188,10 @@ def _mean(point: Point) -> float:
     return 0.0 if math.isnan(mean) else mean
 
 
-def _touch(a: Point, b: Point) -> bool:
-    """Whether two intervals have something in common; without intervals never."""
-    return a.capacity.high >= b.capacity.low and b.capacity.high >= a.capacity.low
+def is_close(values: Sequence[float], others: Sequence[float]) -> bool:
+    """Whether the paired difference of two capacities cannot be told from none."""
+    found = student_t([a - b for a, b in zip(values, others, strict=True)])
+    return found.low <= 0 <= found.high
 
 
 def _beaten(result: FrontierResult, of: dict[Line, list[Point]]) -> str:
@@ -187,7 +213,7 @@ def _beaten(result: FrontierResult, of: dict[Line, list[Point]]) -> str:
     return " ".join(parts)
 
 
-def _never(result: FrontierResult, of: dict[Line, list[Point]]) -> str:
+def _never(of: dict[Line, list[Point]]) -> str:
     """Return who misses the target at some scale, whatever the rate."""
     found: dict[str, list[str]] = {}
     for line, points in of.items():
@@ -202,7 +228,7 @@ def _never(result: FrontierResult, of: dict[Line, list[Point]]) -> str:
         f"at {scales}: {'everybody' if len(names) == len(of) else ', '.join(names)}"
         for scales, names in found.items()
     ]
-    return f"At no rate, {'; '.join(said)}."
+    return f"No rate reaches the target {'; '.join(said)}."
 
 
 # -- the picture --------------------------------------------------------------------------------
@@ -246,8 +272,9 @@ def _panel(
         at = labels.index(line.label)
         colour, marker = COLOURS[at % len(COLOURS)], MARKERS[at % len(MARKERS)]
         means = [p.capacity.mean for p in points]
-        halves = [0.0 if math.isnan(p.capacity.low) else p.capacity.high - p.capacity.mean
-                  for p in points]
+        halves = [
+            0.0 if math.isnan(p.capacity.low) else p.capacity.high - p.capacity.mean for p in points
+        ]
         drawn = axes.errorbar(
             [p.scale for p in points],
             means,
@@ -266,7 +293,8 @@ def _panel(
     axes.set_xticks(list(result.frontier.file.scales))
     axes.xaxis.set_major_formatter(plain)
     axes.minorticks_off()
-    axes.set_ylim(bottom=0)
+    known = [p.capacity.mean for p in result.points if not p.at_least]
+    axes.set_ylim(0, ROOM * max((mean for mean in known if mean == mean), default=1.0))
 
 
 def _caption(result: FrontierResult) -> str:

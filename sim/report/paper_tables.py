@@ -1,4 +1,4 @@
-"""Tables of the studies around the paper: the same rows as CSV and Parquet, and cells of Markdown."""
+"""Tables of the studies around the paper: rows as CSV and Parquet, cells of Markdown."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from sim.study.files import write_text, written_aside
+from sim.study.paper.units import Checks
 from sim.study.statistics.stats import Interval
 
 Row = Mapping[str, Any]
@@ -86,6 +87,24 @@ def percent_text(interval: Interval, least: str = "") -> str:
     if math.isnan(interval.low):
         return mean
     return f"{mean} [{_signed(interval.low)}, {_signed(interval.high)}]"
+
+
+def share_text(share: float) -> str:
+    """Return a share in per cent."""
+    return f"{100 * share:g} %"
+
+
+def checks_text(found: Checks) -> str:
+    """Return what a reader must know about searches."""
+    said = [f"{found.searches:,} searches"]
+    if found.uneven:
+        said.append(f"in {found.uneven} there is more than one crossing")
+    if found.growing:
+        said.append(
+            f"at the rate found the queue still grew to the end in {found.growing} of the "
+            f"{found.looked} looked at, where longer runs would give less"
+        )
+    return f"{'; '.join(said)}."
 
 
 def _short(value: float) -> str:

@@ -3,7 +3,7 @@
 A variant is data (`results/studies/ablation.yaml`): a policy and the components it has. Measured
 are, of every variant, on an engine that pads and on one that does not:
 
-* offline, all requests at t = 0: requests and tokens per second, mean end-to-end time of each
+* offline, all requests at t = 0: requests and tokens per second, mean time to first token of each
   class;
 * the highest rate at which a share of the requests is within every bound: of all requests, of each
   class alone, and of every class, which is the lowest of these (where every class reaches the
@@ -41,10 +41,11 @@ from sim.study.paper.studies import (
 from sim.study.paper.units import (
     COST_OF_RUN,
     COST_OF_SEARCH,
+    Checks,
     Found,
     Progress,
+    checks,
     crossing_in,
-    error_lines,
     offline_unit,
     run_units,
 )
@@ -54,8 +55,8 @@ from sim.types import BadInput
 
 FILE = FOLDER / "ablation.yaml"
 REQUESTS, TOKENS, EVERY = "offline_requests", "offline_tokens", "rate_every"
-"""Names of measures; others are `rate_all`, `rate_CLASS` and `e2e_CLASS`."""
-RATE, E2E, OF_ALL = "rate_", "e2e_", "rate_all"
+"""Names of measures; others are `rate_all`, `rate_CLASS` and `ttft_CLASS`."""
+RATE, TTFT, OF_ALL = "rate_", "ttft_", "rate_all"
 MS_PER_S = 1e3
 
 
@@ -91,6 +92,7 @@ class AblationFile(Study):
     components: dict[str, dict[str, Value]] = Field(description="component -> value -> what it is")
     settings: dict[str, Setting] = Field(min_length=1, description="the first is the main one")
     variants: tuple[Variant, ...] = Field(min_length=1, description="in the order drawn")
+    highlights: tuple[str, ...] = Field((), description="labels that the summary speaks of")
 
 
 @dataclass(frozen=True, eq=False)
@@ -150,6 +152,7 @@ class Measured:
         values: of each replication.
         mean: of them, with interval.
         percent: paired difference to the bare variant of its setting, per cent of that.
+        at_least: even the highest rate tried reaches the target in some replication.
     """
 
     line: Line
@@ -157,6 +160,7 @@ class Measured:
     values: tuple[float, ...]
     mean: Interval
     percent: Interval
+    at_least: bool
 
 
 @dataclass(frozen=True)
@@ -169,7 +173,8 @@ class Contrast:
         component: which.
         value: of it.
         instead_of: the other's value; "": it has none.
-        percent: measure -> paired difference, per cent of the other.
+        percent: measure -> paired difference, per cent of the other; undefined where it is open.
+        at_least: measures whose difference is a lower bound.
     """
 
     line: Line
@@ -178,6 +183,7 @@ class Contrast:
     value: str
     instead_of: str
     percent: Mapping[str, Interval]
+    at_least: frozenset[str]
 
     @property
     def alone(self) -> bool:
@@ -194,18 +200,14 @@ class AblationResult:
         measured: in the order of the lines.
         contrasts: likewise.
         why: line without a rate -> what keeps it from the target, by measure.
-        uneven: searches in which a rate reached the target above one that missed it.
-        searches: how many there were.
-        errors: of units that failed; their measures are undefined.
+        checks: of the searches; measures of units that failed are undefined.
     """
 
     ablation: Ablation
     measured: tuple[Measured, ...]
     contrasts: tuple[Contrast, ...]
     why: Mapping[tuple[Line, str], str]
-    uneven: int
-    searches: int
-    errors: tuple[str, ...]
+    checks: Checks
 
     def of(self, line: Line, measure: str) -> Measured:
         """Return a measure of a line."""
@@ -262,6 +264,10 @@ def _check(file: AblationFile, path: str) -> None:
             raise BadInput(f"{where}: twice in setting {setting}; labels are unique there")
         seen.add((setting, variant.label))
         _check_components(file, variant, where)
+    labels = dict.fromkeys(variant.label for variant in file.variants)
+    for label in file.highlights:
+        if label not in labels:
+            raise BadInput(f"{path}: highlights: no variant {label!r}; valid: {', '.join(labels)}")
     for setting in file.settings:
         if not any((v.setting or first) == setting and not v.has for v in file.variants):
             raise BadInput(
@@ -280,8 +286,8 @@ def _check_components(file: AblationFile, variant: Variant, where: str) -> None:
         if variant.policy not in values[value].set:
             valid = ", ".join(values[value].set)
             raise BadInput(
-                f"{where}: has.{component}: {value} is not there for policy {variant.policy}; it is "
-                f"for: {valid}"
+                f"{where}: has.{component}: policy {variant.policy} has no {value}; those that "
+                f"have it: {valid}"
             )
         for key in values[value].set[variant.policy]:
             if key in keys:
@@ -323,17 +329,9 @@ def run_ablation(ablation: Ablation, folder: Path, jobs: int, progress: Progress
             reasons = [str(one["why"]) for one in of if "why" in one]
             if reasons:
                 why[line, measure] = reasons[0]
-    searches = [crossing_in(of) for of in every if "tried" in of]
-    measured, contrasts = _measured(values), _contrasts(ablation, values)
-    return AblationResult(
-        ablation,
-        tuple(measured),
-        tuple(contrasts),
-        why,
-        sum(not at.monotone for at in searches),
-        len(searches),
-        tuple(error_lines(every)),
-    )
+    measured = _measured(values, ablation.file.search.most_per_s)
+    contrasts = _contrasts(ablation, values)
+    return AblationResult(ablation, tuple(measured), tuple(contrasts), why, checks(every))
 
 
 def _offline_values(runs: Sequence[Found], classes: Mapping[str, str]) -> dict[str, list[float]]:
@@ -342,8 +340,8 @@ def _offline_values(runs: Sequence[Found], classes: Mapping[str, str]) -> dict[s
         TOKENS: [float(of.get("total_token_throughput", math.nan)) for of in runs],
     }
     for name, called in classes.items():
-        times_ms = [of.get("mean_e2e_ms", {}).get(name) for of in runs]
-        found[f"{E2E}{called}"] = [math.nan if t is None else t / MS_PER_S for t in times_ms]
+        times_ms = [of.get("mean_ttft_ms", {}).get(name) for of in runs]
+        found[f"{TTFT}{called}"] = [math.nan if t is None else t / MS_PER_S for t in times_ms]
     return found
 
 
@@ -355,12 +353,15 @@ def _rates(found: Mapping[str, Sequence[Found]]) -> dict[str, list[float]]:
     return rates | {EVERY: [min(of) for of in zip(*rates.values(), strict=True)]}
 
 
-def _measured(values: Mapping[Line, Mapping[str, Sequence[float]]]) -> Iterator[Measured]:
+def _measured(
+    values: Mapping[Line, Mapping[str, Sequence[float]]], most_per_s: float
+) -> Iterator[Measured]:
     for line, measures in values.items():
         base = values[bare_of(line, values)]
         for measure, of in measures.items():
             percent = paired_percent(of, base[measure])
-            yield Measured(line, measure, tuple(of), student_t(of), percent)
+            at_least = is_open(measure, of, most_per_s)
+            yield Measured(line, measure, tuple(of), student_t(of), percent, at_least)
 
 
 def bare_of(line: Line, lines: Mapping[Line, Any]) -> Line:
@@ -385,11 +386,28 @@ def _contrasts(
             for other in ("", first) if value != first else ("",):
                 base = _partner(ablation, line, rest | ({component: other} if other else {}))
                 if base is not None:
-                    percent = {
-                        measure: paired_percent(of, values[base][measure])
-                        for measure, of in values[line].items()
-                    }
-                    yield Contrast(line, base, component, value, other, percent)
+                    most_per_s = ablation.file.search.most_per_s
+                    percent, at_least = _against(values[line], values[base], most_per_s)
+                    yield Contrast(line, base, component, value, other, percent, at_least)
+
+
+def _against(
+    mine: Mapping[str, Sequence[float]], base: Mapping[str, Sequence[float]], most_per_s: float
+) -> tuple[dict[str, Interval], frozenset[str]]:
+    """Return the differences of measures, and which are lower bounds."""
+    open_ended = [measure for measure in mine if is_open(measure, mine[measure], most_per_s)]
+    percent = {}
+    for measure, of in mine.items():
+        other = base[measure]
+        if is_open(measure, other, most_per_s):
+            other = [math.nan] * len(other)
+        percent[measure] = paired_percent(of, other)
+    return percent, frozenset(open_ended)
+
+
+def is_open(measure: str, values: Sequence[float], most_per_s: float) -> bool:
+    """Whether even the highest rate tried reaches the target in some replication."""
+    return measure.startswith(RATE) and max(values) >= most_per_s
 
 
 def _partner(ablation: Ablation, line: Line, on: Mapping[str, str]) -> Line | None:

@@ -1,8 +1,8 @@
 """The frontier: the highest rate at which every class is within its bounds, for every policy.
 
 Lines are the registered policies, discovered, each with its defaults on top of the paper set and
-on the pools that its roles need; `results/studies/frontier.yaml` says what else. The *capacity* of a
-line is the highest rate at which the target share of the requests of each class (and so of all)
+on the pools that its roles need; `results/studies/frontier.yaml` says what else. The *capacity* of
+a line is the highest rate at which the target share of the requests of each class (and so of all)
 meets every bound, at one scale of the bounds. Replication i has the same requests under every
 policy, at every scale and rate, so ratios to the baseline are paired.
 """
@@ -33,7 +33,7 @@ from sim.study.paper.studies import (
     line_config,
     searched,
 )
-from sim.study.paper.units import COST_OF_SEARCH, Found, Progress, crossing_in, error_lines
+from sim.study.paper.units import COST_OF_SEARCH, Checks, Found, Progress, checks, crossing_in
 from sim.study.policy_facts import policy_facts
 from sim.study.statistics.stats import Interval, student_t
 from sim.study.validation import unknown_key
@@ -118,6 +118,7 @@ class Point:
         values: requests per second, of each replication; 0: no rate reaches the target.
         capacity: mean and interval.
         ratio: paired ratio to the baseline; NaN where that has none.
+        at_least: even the highest rate tried reaches the target in some replication.
         why: what keeps it from the target where a replication reaches it at no rate; "": nothing.
     """
 
@@ -127,6 +128,7 @@ class Point:
     values: tuple[float, ...]
     capacity: Interval
     ratio: Interval
+    at_least: bool
     why: str
 
 
@@ -137,16 +139,12 @@ class FrontierResult:
     Attributes:
         frontier: what was asked.
         points: by line, attainment and scale.
-        uneven: searches in which a rate reached the target above one that missed it.
-        searches: how many there were.
-        errors: of searches that failed; their capacities are undefined.
+        checks: of the searches; capacities of those that failed are undefined.
     """
 
     frontier: Frontier
     points: tuple[Point, ...]
-    uneven: int
-    searches: int
-    errors: tuple[str, ...]
+    checks: Checks
 
 
 # -- planning -----------------------------------------------------------------------------------
@@ -259,14 +257,7 @@ def run_frontier(frontier: Frontier, folder: Path, jobs: int, progress: Progress
     ]
     found = searched(asked, file.search, frontier.seeds, folder, jobs, progress)
     every = [one for of in found for one in of]
-    searches = [crossing_in(of) for of in every if "tried" in of]
-    return FrontierResult(
-        frontier,
-        tuple(_points(file, at, found)),
-        sum(not crossing.monotone for crossing in searches),
-        len(searches),
-        tuple(error_lines(every)),
-    )
+    return FrontierResult(frontier, tuple(_points(file, at, found)), checks(every))
 
 
 def _points(
@@ -289,4 +280,5 @@ def _points(
         ratio = student_t([mine / other if other else math.nan for mine, other in pairs])
         reasons = [str(one["why"]) for one in of if "why" in one]
         why = reasons[0] if reasons else ""
-        yield Point(line, scale, share, values, student_t(values), ratio, why)
+        at_least = max(values) >= file.search.most_per_s
+        yield Point(line, scale, share, values, student_t(values), ratio, at_least, why)

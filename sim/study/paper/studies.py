@@ -22,11 +22,13 @@ from pydantic import Field
 
 import policies as registry
 from sim.study.build import build
+from sim.study.capacity.attainment import BOUNDS
 from sim.study.capacity.crossing import LARGEST_STEP, Span
 from sim.study.capacity.search import CLOSE
 from sim.study.config import Experiment, Section, resolve, set_key
 from sim.study.paper.recipes import Overriding, PaperSet, config_of
 from sim.study.paper.units import Found, Progress, Unit, crossing_in, run_units, search_unit
+from sim.study.statistics.metrics import MS_PER_S
 from sim.types import BadInput
 
 FOLDER = Path("results/studies")
@@ -44,9 +46,7 @@ class Rates(Section):
 
     def span(self) -> Span:
         """Return where the first replication searches."""
-        return Span(
-            self.start_per_s, LARGEST_STEP, self.least_per_s, self.most_per_s, self.width
-        )
+        return Span(self.start_per_s, LARGEST_STEP, self.least_per_s, self.most_per_s, self.width)
 
 
 class Study(Overriding):
@@ -132,6 +132,17 @@ def _near(first: Found, wide: Span) -> Span:
     if not at.low_per_s or at.open:
         return wide
     return replace(wide, start_per_s=at.rate_per_s, step=CLOSE)
+
+
+def bounds_text(config: str) -> str:
+    """Return the bounds of a resolved config in words, those of single classes included."""
+    slo = json.loads(config)["slo"]
+    said = []
+    for name, of in [("", slo), *slo["by"].items()]:
+        known = [(k[:-3].upper(), of[k]) for k in BOUNDS if of[k] is not None]
+        texts = [f"{key} {value * slo['scale'] / MS_PER_S:g} s" for key, value in known]
+        said.append(f"{name} {' and '.join(texts)}".strip())
+    return "; ".join(said)
 
 
 def known_class(name: str, experiment: Experiment, where: str) -> str:

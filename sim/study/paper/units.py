@@ -16,17 +16,18 @@ from pathlib import Path
 from typing import Any, Literal
 
 from sim import __version__
-from sim.study.capacity.attainment import ALL, attained, at_rate, shortfall, Target
+from sim.study.capacity.attainment import ALL, Target, at_rate, attained, shortfall
 from sim.study.capacity.crossing import Crossing, Span, crossing
 from sim.study.config import Experiment, resolve
 from sim.study.files import plain, write_json
 from sim.study.run import replicate
+from sim.study.statistics.stability import STABLE
 from sim.study.tasks import calls
 from sim.types import BadInput, SimulationError
 
 FOLDER = "units"
 HASH_CHARS = 32
-COST_OF_SEARCH, COST_OF_RUN = 1.0, 0.1
+COST_OF_SEARCH, COST_OF_RUN = 1.0, 0.25
 """About how long units take, relative to one another."""
 
 Kind = Literal["offline", "search"]
@@ -185,7 +186,7 @@ def _offline(experiment: Experiment, unit: Unit) -> dict[str, Any]:
         "requests": len(done.record.requests["arrival_s"]),
         "request_throughput": summary["request_throughput"],
         "total_token_throughput": summary["total_token_throughput"],
-        "mean_e2e_ms": {name: of["mean_e2e_ms"] for name, of in classes.items()},
+        "mean_ttft_ms": {name: of["mean_ttft_ms"] for name, of in classes.items()},
     }
 
 
@@ -207,12 +208,13 @@ def _search(experiment: Experiment, unit: Unit) -> dict[str, Any]:
     }
     if not at.low_per_s:
         found["why"] = _why(experiment, unit, least, span.least_per_s)
+    elif not unit.replication and not at.open:
+        there = replicate(at_rate(experiment, at.low_per_s), choice, unit.replication)
+        found["grows"] = there.summary["saturation"] != STABLE
     return found
 
 
-def _why(
-    experiment: Experiment, unit: Unit, least: Mapping[str, float], rate_per_s: float
-) -> str:
+def _why(experiment: Experiment, unit: Unit, least: Mapping[str, float], rate_per_s: float) -> str:
     """Return what keeps requests from their bounds at the lowest rate tried."""
     slow = at_rate(experiment, rate_per_s)
     shares = attained(slow, experiment.policies[0], unit.replication)
@@ -236,6 +238,34 @@ def _hash(data: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:HASH_CHARS]
 
 
-def error_lines(found: Sequence[Found]) -> list[str]:
-    """Return the errors among results, each once."""
-    return list(dict.fromkeys(str(of["error"]) for of in found if "error" in of))
+@dataclass(frozen=True)
+class Checks:
+    """What a reader must know about the searches of a study.
+
+    Attributes:
+        searches: how many there were.
+        uneven: those in which a rate reached the target above one that missed it.
+        growing: those of first replications whose queue still grew at the end of the run at the
+            rate found: a longer run would give less.
+        looked: how many were looked at for that.
+        errors: of units that failed, each once.
+    """
+
+    searches: int
+    uneven: int
+    growing: int
+    looked: int
+    errors: tuple[str, ...]
+
+
+def checks(found: Sequence[Found]) -> Checks:
+    """Return what to say about what units found."""
+    searches = [of for of in found if "tried" in of]
+    errors = dict.fromkeys(str(of["error"]) for of in found if "error" in of)
+    return Checks(
+        len(searches),
+        sum(not crossing_in(of).monotone for of in searches),
+        sum(bool(of.get("grows")) for of in searches),
+        sum("grows" in of for of in searches),
+        tuple(errors),
+    )
