@@ -84,12 +84,16 @@ def _panel(
     rows: Sequence[tuple[str, str]],
     handles: dict[str, Any],
 ) -> None:
+    from matplotlib.ticker import LogLocator
+
     of = [m for m in result.measured if m.measure == measure]
     known = [m.mean.mean for m in of if not m.at_least and m.mean.mean > 0]
     ends = min(known, default=1.0) / ROOM, max(known, default=1.0) * ROOM
     axes.set_xscale("log", base=2)
     axes.set_xlim(*ends)
+    axes.xaxis.set_major_locator(LogLocator(2, subs=(1, 1.5)))
     axes.xaxis.set_major_formatter(plain)
+    axes.minorticks_off()
     for at, engine in enumerate(ENGINES):
         style = LOOKS[engine]
         mine = [m for m in of if m.line.engine == engine]

@@ -37,8 +37,8 @@ def how(result: AblationResult) -> str:
         f"Rates are the highest at which {share_text(file.attainment)} of the requests meet both "
         f"bounds ({bounds_text(line.online)}), known to {share_text(file.search.width)} (less: "
         "unchanged); of every class: the lowest of these.",
-        f"{offline['num_requests']:,} requests at t = 0 offline, {online['num_requests']:,} at each "
-        f"rate; {checks_text(result.checks)}",
+        f"{offline['num_requests']:,} requests at t = 0 offline, {online['num_requests']:,} at "
+        f"each rate; {checks_text(result.checks)}",
         f"Assumptions: {'; '.join(file.assumptions)}.",
     ]
     return " ".join(parts)
@@ -128,7 +128,8 @@ def _effects(
         EVERY: "rate of every class",
         **{f"{RATE}{name}": f"rate of {name}" for name in result.ablation.file.classes.values()},
     }
-    sure, others = [], {}
+    sure: list[str] = []
+    others: dict[str, list[str]] = {}
     for key, words in called.items():
         kind, text = effect(percent[key], _least(result, key), key in at_least)
         if kind == TOLD:
