@@ -135,18 +135,22 @@ def test_who_is_said_never_to_pad_does_not(policy):
 
 
 def test_a_capacity_is_where_every_class_crosses(done):
-    _, result, _ = done
+    folder, result, _ = done
     found = point(result, "bucketserve", 8)
-    experiment = resolve(json.loads(found.line.configs[8]), "a test")
-    width = FRONTIER["search"]["width"]
-    for i, rate in enumerate(found.values):
-        assert 0.5 < rate < 16
+    config = json.loads(found.line.configs[8])
+    experiment = resolve(config, "a test")
+    units = [json.loads(path.read_text()) for path in (folder / FOLDER).iterdir()]
+    mine = {unit["replication"]: unit["found"] for unit in units if unit["config"] == config}
+    assert sorted(mine) == [0, 1]
+    for i, of in mine.items():
+        low, high = of["low_per_s"], of["high_per_s"]
+        assert found.values[i] == (low + high) / 2
+        assert high - low <= FRONTIER["search"]["width"] * high
         below, above = (
-            attained(at_rate(experiment, rate * (1 + k * width)), experiment.policies[0], i)
-            for k in (-1, 1)
+            attained(at_rate(experiment, rate), experiment.policies[0], i) for rate in (low, high)
         )
-        assert min(below.met.values()) >= 0.8 > min(above.met.values())
         assert set(below.met) == {ALL, "alpaca", "longbench"}
+        assert min(below.met.values()) >= 0.8 > min(above.met.values())
 
 
 def test_ratios_are_paired(done):
