@@ -6,7 +6,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 
-from sim.report.paper_tables import checks_text, percent_text, share_text
+from sim.report.paper_tables import checks_text, mean_text, percent_text, seeds_text, share_text
 from sim.study.paper.ablation import (
     EVERY,
     OF_ALL,
@@ -28,12 +28,11 @@ NOTHING = "no difference that can be told"
 
 def how(result: AblationResult) -> str:
     """Return how the numbers were made."""
-    file, n = result.ablation.file, result.ablation.seeds
-    seeds = "One seed, no intervals" if n == 1 else f"Means of {n} seeds with 95 % intervals"
+    file = result.ablation.file
     line = result.ablation.lines[0]
     offline, online = (json.loads(text)["workload"] for text in (line.offline, line.online))
     parts = [
-        f"{seeds} (Student t), differences paired.",
+        f"{seeds_text(result.ablation.seeds)}, differences paired.",
         f"Rates are the highest at which {share_text(file.attainment)} of the requests meet both "
         f"bounds ({bounds_text(line.online)}), known to {share_text(file.search.width)} (less: "
         "unchanged); of every class: the lowest of these.",
@@ -95,9 +94,21 @@ def _of_engine(
             nothing.append(text)
     if told:
         said.append("\n".join(["One component more, or another one:", *told]))
+    said += _urgent(result, engine, setting)
     if nothing:
         said.append(f"No difference that can be told in any of these: {'; '.join(nothing)}.")
     return said
+
+
+def _urgent(result: AblationResult, engine: str, setting: str) -> list[str]:
+    """Return what priorities do for those who have them."""
+    lines = [x for x in result.urgent if (x.engine, x.setting) == (engine, setting)]
+    said = [f"* “{x.variant.label}”: {_waits(result.urgent[x])}." for x in lines]
+    return ["\n".join(["Mean TTFT offline, by priority:", *said])] if said else []
+
+
+def _waits(of: Mapping[str, Interval]) -> str:
+    return ", ".join(f"{mean_text(wait)} s with priority {name}" for name, wait in of.items())
 
 
 def _fullest(contrasts: Sequence[Contrast], instead: bool) -> list[Contrast]:

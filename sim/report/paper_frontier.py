@@ -14,6 +14,7 @@ from sim.report.paper_tables import (
     checks_text,
     markdown_table,
     mean_text,
+    seeds_text,
     share_text,
     write_tables,
 )
@@ -89,12 +90,11 @@ def frontier_page(result: FrontierResult) -> list[str]:
 
 
 def _how(result: FrontierResult) -> str:
-    file, n = result.frontier.file, result.frontier.seeds
-    seeds = "One seed, no intervals" if n == 1 else f"Means of {n} seeds with 95 % intervals"
+    file = result.frontier.file
     base = next(line.label for line in _lines(result) if line.policy == file.baseline)
     parts = [
-        f"{seeds} (Student t), known to {share_text(file.search.width)}; ratios to “{base}” "
-        "paired.",
+        f"{seeds_text(result.frontier.seeds)}, known to {share_text(file.search.width)}; ratios "
+        f"to “{base}” paired.",
         f"{_workload(result)['num_requests']:,} requests at each rate; "
         f"{checks_text(result.checks)}",
         f"Bounds at scale {_lowest(result):g}: {bounds_text(_config(result))}.",

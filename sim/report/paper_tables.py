@@ -94,6 +94,13 @@ def share_text(share: float) -> str:
     return f"{100 * share:g} %"
 
 
+def seeds_text(n: int) -> str:
+    """Return what means and intervals are of."""
+    if n == 1:
+        return "One seed, no intervals"
+    return f"Means of {n} seeds with 95 % intervals (Student t)"
+
+
 def checks_text(found: Checks) -> str:
     """Return what a reader must know about searches."""
     said = [f"{found.searches:,} searches"]

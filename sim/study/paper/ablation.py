@@ -200,6 +200,8 @@ class AblationResult:
         measured: in the order of the lines.
         contrasts: likewise.
         why: line without a rate -> what keeps it from the target, by measure.
+        urgent: line with priorities -> mean time to first token offline of each, by priority,
+            seconds.
         checks: of the searches; measures of units that failed are undefined.
     """
 
@@ -207,6 +209,7 @@ class AblationResult:
     measured: tuple[Measured, ...]
     contrasts: tuple[Contrast, ...]
     why: Mapping[tuple[Line, str], str]
+    urgent: Mapping[Line, Mapping[str, Interval]]
     checks: Checks
 
     def of(self, line: Line, measure: str) -> Measured:
@@ -319,19 +322,23 @@ def run_ablation(ablation: Ablation, folder: Path, jobs: int, progress: Progress
     rates = iter(searched(asked, ablation.file.search, seeds, folder, jobs, progress))
     values: dict[Line, dict[str, list[float]]] = {}
     why: dict[tuple[Line, str], str] = {}
+    urgent: dict[Line, dict[str, Interval]] = {}
     every: list[Found] = []
     for line in ablation.lines:
         runs = [next(offline) for _ in range(seeds)]
         found = {measure: next(rates) for measure in targets}
         every += [*runs, *(one for of in found.values() for one in of)]
         values[line] = _offline_values(runs, ablation.file.classes) | _rates(found)
+        by_priority = _by_priority(runs)
+        if len(by_priority) > 1:
+            urgent[line] = by_priority
         for measure, of in found.items():
             reasons = [str(one["why"]) for one in of if "why" in one]
             if reasons:
                 why[line, measure] = reasons[0]
     measured = _measured(values, ablation.file.search.most_per_s)
     contrasts = _contrasts(ablation, values)
-    return AblationResult(ablation, tuple(measured), tuple(contrasts), why, checks(every))
+    return AblationResult(ablation, tuple(measured), tuple(contrasts), why, urgent, checks(every))
 
 
 def _offline_values(runs: Sequence[Found], classes: Mapping[str, str]) -> dict[str, list[float]]:
@@ -343,6 +350,15 @@ def _offline_values(runs: Sequence[Found], classes: Mapping[str, str]) -> dict[s
         times_ms = [of.get("mean_ttft_ms", {}).get(name) for of in runs]
         found[f"{TTFT}{called}"] = [math.nan if t is None else t / MS_PER_S for t in times_ms]
     return found
+
+
+def _by_priority(runs: Sequence[Found]) -> dict[str, Interval]:
+    known = [of.get("mean_ttft_ms_by_priority", {}) for of in runs]
+    names = sorted({name for of in known for name in of}, key=int)
+    return {
+        name: student_t([math.nan if of.get(name) is None else of[name] / MS_PER_S for of in known])
+        for name in names
+    }
 
 
 def _rates(found: Mapping[str, Sequence[Found]]) -> dict[str, list[float]]:

@@ -256,7 +256,8 @@ def run_frontier(frontier: Frontier, folder: Path, jobs: int, progress: Progress
         for line, share, scale in at
     ]
     found = searched(asked, file.search, frontier.seeds, folder, jobs, progress)
-    every = [one for of in found for one in of]
+    shared = {(one.config, *one.least.items()): of for one, of in zip(asked, found, strict=True)}
+    every = [one for of in shared.values() for one in of]
     return FrontierResult(frontier, tuple(_points(file, at, found)), checks(every))
 
 

@@ -180,13 +180,14 @@ def read_unit(folder: Path, unit: Unit) -> Found | None:
 def _offline(experiment: Experiment, unit: Unit) -> dict[str, Any]:
     done = replicate(experiment, experiment.policies[0], unit.replication)
     summary = done.summary
-    classes = summary["classes"].get("source", {})
+    by_source, by_priority = (summary["classes"].get(key, {}) for key in ("source", "priority"))
     return {
         "runs": 1,
         "requests": len(done.record.requests["arrival_s"]),
         "request_throughput": summary["request_throughput"],
         "total_token_throughput": summary["total_token_throughput"],
-        "mean_ttft_ms": {name: of["mean_ttft_ms"] for name, of in classes.items()},
+        "mean_ttft_ms": {name: of["mean_ttft_ms"] for name, of in by_source.items()},
+        "mean_ttft_ms_by_priority": {k: of["mean_ttft_ms"] for k, of in by_priority.items()},
     }
 
 
