@@ -37,6 +37,7 @@ BESIDE = 0.3
 """Rows between the marks of the two engines."""
 ROOM = 1.15
 """Factor between an end of an axis and the mean next to it."""
+FEW_TICKS = 3
 MOST_OF_MEAN = 0.95
 """Of a mean, that an interval reaches down: the axis is logarithmic."""
 
@@ -84,14 +85,14 @@ def _panel(
     rows: Sequence[tuple[str, str]],
     handles: dict[str, Any],
 ) -> None:
-    from matplotlib.ticker import LogLocator
+    from matplotlib.ticker import FixedLocator
 
     of = [m for m in result.measured if m.measure == measure]
     known = [m.mean.mean for m in of if not m.at_least and m.mean.mean > 0]
     ends = min(known, default=1.0) / ROOM, max(known, default=1.0) * ROOM
     axes.set_xscale("log", base=2)
     axes.set_xlim(*ends)
-    axes.xaxis.set_major_locator(LogLocator(2, subs=(1, 1.5)))
+    axes.xaxis.set_major_locator(FixedLocator(ticks(*ends)))
     axes.xaxis.set_major_formatter(plain)
     axes.minorticks_off()
     for at, engine in enumerate(ENGINES):
@@ -104,6 +105,15 @@ def _panel(
                 handles.setdefault(f"{engine} engine", drawn)
         for setting in result.ablation.file.settings:
             _reference(axes, [m for m in mine if m.line.setting == setting], rows, style)
+
+
+def ticks(low: float, high: float) -> list[float]:
+    """Return powers of two from `low` to `high`; of few, those halfway between, too."""
+    powers = [2.0**k for k in range(math.floor(math.log2(low)), math.ceil(math.log2(high)) + 1)]
+    found = [x for x in powers if low <= x <= high]
+    if len(found) < FEW_TICKS:
+        found = [x for p in powers for x in (p, 1.5 * p) if low <= x <= high]
+    return found
 
 
 def _row(rows: Sequence[tuple[str, str]], measured: Measured) -> int:

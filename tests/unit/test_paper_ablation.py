@@ -11,6 +11,7 @@ from small_studies import ABLATION, base, write
 from sim.cli import main
 from sim.report import paper_ablation
 from sim.report.paper_ablation import write_ablation
+from sim.report.paper_ablation_picture import ticks
 from sim.report.paper_ablation_words import TOLD, UNCHANGED, UNSURE, effect, sentences
 from sim.report.paper_tables import mean_text, percent_text
 from sim.study.paper import units
@@ -222,6 +223,12 @@ def test_numbers_of_sentences_are_those_of_the_table(done):
     best = max(gains, key=gains.get)
     what = {"two": "pairs", "memory": "memory batches", "buckets": "buckets"}[best]
     assert f"offline throughput gains most by {what} ({gains[best]:+.0f} %)" in said
+
+
+def test_an_axis_has_ticks_whatever_its_range():
+    assert ticks(3.3, 13.5) == [4, 6, 8, 12]
+    assert ticks(3.6, 70) == [4, 8, 16, 32, 64]
+    assert ticks(0.2, 0.3) == [0.25]
 
 
 # -- files --------------------------------------------------------------------------------------
