@@ -84,6 +84,12 @@ quick: setup ## redraw 5c and 5d and the claims table with fewer seeds (< 2 min)
 	$(BIN)/bucketsim figures 5c 5d --no-twins --seeds 3 --out $(OUT)/quick
 	$(BIN)/bucketsim paper claims --quick --out $(OUT)/quick
 
+ablation: setup ## measure what each component is worth, into results/out/ablation (< 8 min on 2 cores; resumes)
+	$(BIN)/bucketsim paper ablation --out $(OUT)/ablation
+
+frontier: setup ## find the capacity of every policy over SLO scales, into results/out/frontier (< 10 min; resumes)
+	$(BIN)/bucketsim paper frontier --out $(OUT)/frontier
+
 TABLES := ../shared/data/profiles
 profiles: setup ## fit the shipped profiles to operator tables in TABLES (4 min)
 	for gpu in a100-80gb h100 h200 rtx-4090 rtx-pro-6000; do \
@@ -98,5 +104,6 @@ gpu-test: $(GPU_SETUP) ## tests that need a CUDA device (2-3 min; wants pytest a
 clean: ## remove .venv and everything generated
 	rm -rf .venv build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache $(OUT)
 
-.PHONY: help setup run test check test-slow mutate bench evidence figures claims sensitivity paper quick calibrate calibrate-gpu wheelhouse \
+.PHONY: help setup run test check test-slow mutate bench evidence figures claims sensitivity ablation frontier \
+	paper quick calibrate calibrate-gpu wheelhouse \
 	profiles docs-pictures gpu-test clean

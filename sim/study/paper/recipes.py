@@ -184,7 +184,7 @@ def read_paper_set(folder: Path = FOLDER) -> PaperSet:
     Raises:
         BadInput: it is not there, or a key is not valid.
     """
-    found: PaperSet = _read(PaperSet, folder / f"{PAPER_SET}.yaml")
+    found: PaperSet = read_section(PaperSet, folder / f"{PAPER_SET}.yaml")
     return found
 
 
@@ -194,7 +194,7 @@ def read_recipe(name: str, folder: Path = FOLDER) -> Recipe:
     Raises:
         BadInput: it is not there, or a key is not valid.
     """
-    found: Recipe = _read(Recipe, folder / f"{name}.yaml")
+    found: Recipe = read_section(Recipe, folder / f"{name}.yaml")
     return found
 
 
@@ -257,7 +257,7 @@ def expected_requests(task: Task) -> float:
 
 
 def config_of(
-    base: PaperSet, recipe: Recipe, policy: str, twin: bool, between: Sequence[Overriding] = ()
+    base: PaperSet, recipe: Overriding, policy: str, twin: bool, between: Sequence[Overriding] = ()
 ) -> dict[str, Any]:
     """Return the config of one policy of a figure, as plain data without its sweep.
 
@@ -296,14 +296,19 @@ def _planned(
     return Figure(name, str(path), recipe, twin, seeds, tuple(assumptions), tuple(points), tasks)
 
 
-def _read(model: type[Any], path: Path) -> Any:
+def read_section(model: type[Any], path: Path, key: str = "recipe") -> Any:
+    """Return a file of one section; `key` is what messages call it.
+
+    Raises:
+        BadInput: one line with file, key and what would be valid.
+    """
     data = read_yaml(path)
     if not isinstance(data, dict):
         raise BadInput(f"{path}: expected a mapping with {', '.join(model.model_fields)}")
-    for key in data:
-        if key not in model.model_fields:
-            raise BadInput(f"{path}: {unknown_key(str(key), model.model_fields)}")
-    return validate(model, data, "recipe", lambda _key: str(path))
+    for name in data:
+        if name not in model.model_fields:
+            raise BadInput(f"{path}: {unknown_key(str(name), model.model_fields)}")
+    return validate(model, data, key, lambda _key: str(path))
 
 
 def _check_keys(given: Any) -> None:
