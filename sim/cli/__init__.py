@@ -20,6 +20,7 @@ from sim.cli import (
     study,
     sweep,
     tune,
+    validate,
     workload,
 )
 
@@ -44,6 +45,7 @@ app.command("figures")(figures.figures)
 app.command("policies")(catalogue.policies)
 app.command("profiles")(catalogue.profiles)
 app.command("cite")(catalogue.cite)
+app.command("validate")(validate.validate)
 app.add_typer(workload.app, name="workload")
 app.add_typer(calibrate.app, name="calibrate")
 
