@@ -1,9 +1,12 @@
 """Host and API constants from a measured run: the only figures a run may teach the simulator.
 
-The requests are simulated again and again; what is made small is, over the named rows, the sum of
-soft-l1 losses of log(simulated / measured) of TTFT, TPOT and E2E, each in units of what repeated
-real runs differ by (`NOISE`). Uncertainty: jackknife over ten blocks of consecutive rows, on the
-problem linearised at the solution.
+A replay says which steps, rows and prefill steps lie between a request's arrival, its first and its
+last token. With those counts held, its latencies are linear in the constants; what is made small is,
+over the named rows, the sum of soft-l1 losses of log(simulated / measured) of TTFT, TPOT and E2E,
+each in units of what repeated real runs differ by (`NOISE`). The run is replayed with the constants
+found, and so on; the mean of the last rounds is the result, for when a step begins against an
+arrival is chance, and one round's counts hold it. Uncertainty: jackknife over ten blocks of
+consecutive rows.
 """
 
 from __future__ import annotations
@@ -11,13 +14,16 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy.optimize import least_squares
 
 from sim.study.config import Experiment
 from sim.study.fidelity.measured import Floats, Ints, Measured
 from sim.study.fidelity.replay import Replayed, replay
+from sim.study.output import step_columns
 from sim.types import BadInput
 
 NOISE = {"ttft": 0.055, "tpot": 0.0225, "e2el": 0.0165}
@@ -26,7 +32,8 @@ NOISE = {"ttft": 0.055, "tpot": 0.0225, "e2el": 0.0165}
 BLOCKS = 10
 """Of the jackknife."""
 
-MOST_ROUNDS = 12
+ROUNDS, AVERAGED = 12, 8
+"""Replays, and how many of the last are averaged."""
 
 
 @dataclass(frozen=True)
@@ -36,21 +43,25 @@ class Constant:
     Attributes:
         about: what it is.
         start: first guess, ms: the middle of what costs.md section 1 reports.
-        step: for differences, ms: large against what a step's rounding moves.
     """
 
     about: str
     start: float
-    step: float
 
 
 CONSTANTS = {
-    "host_step_ms": Constant("host time of every step", 1.0, 0.2),
-    "host_seq_ms": Constant("host time per row of a step", 0.02, 0.02),
-    "host_prefill_ms": Constant("more for a step that holds prompt tokens", 4.0, 1.0),
-    "api_latency_ms": Constant("outside the engine, of every request", 10.0, 2.0),
+    "host_step_ms": Constant("host time of every step", 1.0),
+    "host_seq_ms": Constant("host time per row of a step", 0.1),
+    "host_prefill_ms": Constant("more for a step that holds prompt tokens", 5.0),
+    "api_latency_ms": Constant("outside the engine, of every request", 10.0),
 }
 """Key of `engine` -> what may be learnt from a run. Nothing else may."""
+
+ExperimentOf: TypeAlias = Callable[[Sequence[str]], Experiment]
+"""The experiment of a replay with some `key=value` on top."""
+
+Counts: TypeAlias = dict[str, Floats]
+"""Metric -> milliseconds a request takes per millisecond of each constant, shape (n, constants)."""
 
 
 @dataclass(frozen=True)
@@ -63,8 +74,8 @@ class Fitted:
         rows: first and last row used, from 0, in order of arrival.
         used: how many.
         run: the run they are of.
-        before: loss at the values that the settings had.
-        after: loss at the solution.
+        before: mean loss at the first guesses.
+        after: mean loss at the result.
         replays: simulations it took.
     """
 
@@ -114,10 +125,7 @@ def parse_rows(text: str | None, count: int) -> Ints:
 
 
 def fit_constants(
-    measured: Measured,
-    experiment_of: Callable[[Sequence[str]], Experiment],
-    names: Sequence[str],
-    rows: Ints,
+    measured: Measured, experiment_of: ExperimentOf, names: Sequence[str], rows: Ints
 ) -> Fitted:
     """Fit constants to named rows of a run.
 
@@ -134,105 +142,138 @@ def fit_constants(
         raise BadInput(f"--fit: {measured.path}: arrivals are not measured; nothing to fit on")
     if len(rows) < 2 * BLOCKS:
         raise BadInput(f"--fit: {len(rows)} rows are too few; at least {2 * BLOCKS}")
-    problem = _Problem(measured, experiment_of, names, rows)
-    before = problem.loss(problem.residuals_of(replay(measured, experiment_of(()))))
-    found = min((problem.solve(start) for start in (1.0, 0.2)), key=lambda at: problem.at(at)[0])
-    after, residuals = problem.at(found)
-    errors = _jackknife(problem.jacobian(found), residuals, len(rows))
-    values_ms = found * problem.scale
-    errors_ms = errors * problem.scale
+
+    def at(values: Floats) -> Replayed:
+        pairs = zip(names, values, strict=True)
+        return replay(measured, experiment_of([f"engine.{n}={v:.9f}" for n, v in pairs]))
+
+    values = np.array([CONSTANTS[name].start for name in names])
+    before = 0.0
+    found, errors = [], []
+    for turn in range(ROUNDS):
+        problem = _Linear(measured, at(values), names, values, rows)
+        if turn == 0:
+            before = problem.loss()
+        values = problem.solved()
+        found.append(values)
+        errors.append(problem.jackknifed())
+    mean = np.mean(found[-AVERAGED:], axis=0)
+    spread = np.std(found[-AVERAGED:], axis=0, ddof=1) / math.sqrt(AVERAGED)
+    error = np.hypot(np.mean(errors[-AVERAGED:], axis=0), spread)
     return Fitted(
-        values_ms={name: round(float(v), 4) for name, v in zip(names, values_ms, strict=True)},
-        errors_ms={name: round(float(v), 4) for name, v in zip(names, errors_ms, strict=True)},
+        values_ms={name: round(float(v), 4) for name, v in zip(names, mean, strict=True)},
+        errors_ms={name: round(float(v), 4) for name, v in zip(names, error, strict=True)},
         rows=(int(rows[0]), int(rows[-1])),
         used=len(rows),
         run=measured.name,
         before=before,
-        after=after,
-        replays=problem.replays,
+        after=_Linear(measured, at(mean), names, mean, rows).loss(),
+        replays=ROUNDS + 1,
     )
 
 
-class _Problem:
-    """Residuals over constants, in units of their first guesses."""
+class _Linear:
+    """Latencies about one replay, linear in the constants."""
 
     def __init__(
         self,
         measured: Measured,
-        experiment_of: Callable[[Sequence[str]], Experiment],
+        made: Replayed,
         names: Sequence[str],
+        values: Floats,
         rows: Ints,
     ) -> None:
-        self.measured, self.experiment_of = measured, experiment_of
-        self.names, self.rows = names, rows
-        self.scale = np.array([CONSTANTS[name].start for name in names])
-        self.steps = np.array([CONSTANTS[name].step for name in names]) / self.scale
-        self.replays = 0
-        self._known: dict[bytes, Floats] = {}
-
-    def residuals(self, at: Floats) -> Floats:
-        key = np.round(at, 9).tobytes()
-        if key not in self._known:
-            self.replays += 1
-            pairs = zip(self.names, at * self.scale, strict=True)
-            overrides = [f"engine.{name}={value:.9f}" for name, value in pairs]
-            made = replay(self.measured, self.experiment_of(overrides))
-            self._known[key] = self.residuals_of(made)
-        return self._known[key]
-
-    def residuals_of(self, made: Replayed) -> Floats:
-        """Return log errors in units of noise, shape (3 * rows,); 0 where there is none."""
-        found = []
+        counts = counts_of(made, names)
+        self.values = values
+        self.count = len(rows)
+        parts = []
         for metric, noise in NOISE.items():
-            mine = made.latency_ms[metric][self.rows]
-            real = self.measured.latency_ms[metric][self.rows]
-            with np.errstate(divide="ignore", invalid="ignore"):
-                found.append(np.nan_to_num(np.log(mine / real) / noise, posinf=0.0, neginf=0.0))
-        return np.concatenate(found)
+            mine, real = made.latency_ms[metric][rows], measured.latency_ms[metric][rows]
+            parts.append((mine, real, counts[metric][rows], np.full(len(rows), noise)))
+        mine, real, slopes, noise = (np.concatenate(of) for of in zip(*parts, strict=True))
+        known = ~(np.isnan(mine) | np.isnan(real)) & (mine > 0) & (real > 0)
+        self.mine, self.real = np.where(known, mine, 1.0), np.where(known, real, 1.0)
+        self.slopes, self.noise = np.where(known[:, None], slopes, 0.0), noise
+        self.block = np.tile(np.arange(self.count) * BLOCKS // self.count, len(NOISE))
 
-    def jacobian(self, at: Floats) -> Floats:
-        """Return differences forward, by steps large enough to drown rounding."""
-        base = self.residuals(at)
-        columns = []
-        for index, step in enumerate(self.steps):
-            moved = at.copy()
-            moved[index] += step
-            columns.append((self.residuals(moved) - base) / step)
-        return np.stack(columns, axis=1)
+    def solved(self, kept: NDArray[np.bool_] | None = None) -> Floats:
+        """Return the constants with the least loss, each >= 0."""
+        chosen = slice(None) if kept is None else kept
+        scale = np.maximum(self.values, [CONSTANTS_FLOOR] * len(self.values))
 
-    def solve(self, start: float) -> Floats:
-        found: Floats = least_squares(
-            self.residuals,
-            np.full(len(self.names), start),
-            self.jacobian,
-            bounds=(0.0, np.inf),
+        def residuals(values: Floats) -> Floats:
+            return self.residuals(values)[chosen]
+
+        result: Floats = least_squares(
+            residuals, np.maximum(self.values, 1e-9), bounds=(0, np.inf), x_scale=scale,
             loss="soft_l1",
-            max_nfev=MOST_ROUNDS,
-            xtol=1e-4,
-            ftol=1e-5,
-        ).x
+        ).x  # fmt: skip
+        return result
+
+    def residuals(self, values: Floats) -> Floats:
+        """Return log errors in units of noise, shape (metrics * rows,)."""
+        mine = self.mine + self.slopes @ (values - self.values)
+        found: Floats = np.log(np.maximum(mine, 1e-3 * self.mine) / self.real) / self.noise
         return found
 
-    def at(self, point: Floats) -> tuple[float, Floats]:
-        residuals = self.residuals(point)
-        return self.loss(residuals), residuals
-
-    @staticmethod
-    def loss(residuals: Floats) -> float:
-        """Return the soft-l1 loss a residual."""
+    def loss(self) -> float:
+        """Return the mean soft-l1 loss of the replay itself."""
+        residuals = self.residuals(self.values)
         return float((2 * (np.sqrt(1 + residuals**2) - 1)).mean())
 
+    def jackknifed(self) -> Floats:
+        """Return standard errors: a block of rows left out, solved again."""
+        parts = np.array([self.solved(self.block != left_out) for left_out in range(BLOCKS)])
+        spread = parts - parts.mean(axis=0)
+        errors: Floats = np.sqrt((BLOCKS - 1) / BLOCKS * (spread**2).sum(axis=0))
+        return errors
 
-def _jackknife(jacobian: Floats, residuals: Floats, rows: int) -> Floats:
-    """Return standard errors: a block of rows left out, the linear problem solved again."""
-    weight = (1 + residuals**2) ** -0.25  # of soft l1
-    a, b = jacobian * weight[:, None], residuals * weight
-    block = np.tile(np.arange(rows) * BLOCKS // rows, len(NOISE))
-    shifts = []
-    for left_out in range(BLOCKS):
-        kept = block != left_out
-        shifts.append(-np.linalg.lstsq(a[kept], b[kept], rcond=None)[0])
-    spread = np.array(shifts)
-    spread -= spread.mean(axis=0)
-    errors: Floats = math.sqrt((BLOCKS - 1) / BLOCKS) * np.sqrt((spread**2).sum(axis=0))
-    return errors
+
+CONSTANTS_FLOOR = 0.01
+"""Smallest scale of a constant in the solver, ms."""
+
+
+def counts_of(made: Replayed, names: Sequence[str]) -> Counts:
+    """Return how often each constant is charged within each latency of a replay.
+
+    TTFT and E2E count from the clock's origin; TPOT is per gap. A request outside the engine pays
+    the API latency before its first token.
+    """
+    columns = made.record.requests
+    start = columns["queued_s"] if made.clock == "engine" else columns["arrival_s"]
+    home = np.maximum(columns["decode_instance"], columns["prefill_instance"])
+    gaps = np.maximum(columns["emitted_tokens"] - 1, 1)[:, None]
+    ttft = np.zeros((len(start), len(names)))
+    e2el = np.zeros_like(ttft)
+    for instance in range(len(made.setup.instances)):
+        mine = home == instance
+        clock, charged = _charges(made, instance, names)
+        for column in range(len(names)):
+            at = [
+                np.interp(np.nan_to_num(times[mine]), clock, charged[:, column])
+                for times in (start, columns["first_token_s"], columns["finish_s"])
+            ]
+            ttft[mine, column], e2el[mine, column] = at[1] - at[0], at[2] - at[0]
+    tpot = (e2el - ttft) / gaps
+    if "api_latency_ms" in names and made.clock == "client":
+        column = list(names).index("api_latency_ms")
+        ttft[:, column] = e2el[:, column] = 1.0
+    return {"ttft": ttft, "tpot": tpot, "e2el": e2el}
+
+
+def _charges(made: Replayed, instance: int, names: Sequence[str]) -> tuple[Floats, Floats]:
+    """Return times, and how often each constant was charged until then; linear between."""
+    steps = step_columns(made.record)
+    here = steps["instance"] == instance
+    start, count = steps["start_s"][here], steps["n_steps"][here].astype(np.float64)
+    chunks = steps["prefill_requests"][here]
+    of = {
+        "host_step_ms": count,
+        "host_seq_ms": count * (chunks + steps["decode_requests"][here]),
+        "host_prefill_ms": count * (chunks > 0),
+    }
+    charged = np.stack([of.get(name, np.zeros(len(count))) for name in names], axis=1)
+    done = np.cumsum(charged, axis=0)
+    clock = np.stack([start, start + steps["duration_s"][here]], axis=1).ravel()
+    return clock, np.stack([done - charged, done], axis=1).reshape(-1, len(names))
+

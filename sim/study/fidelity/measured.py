@@ -68,6 +68,16 @@ class Measured:
         """From the first arrival to the last token."""
         return float((self.arrival_s + self.latency_ms["e2el"] / MS_PER_S).max())
 
+    def with_groups(self, group: Floats, shared_tokens: Floats) -> Measured:
+        """Return the run with prefix groups (NaN: none) and the tokens shared in them."""
+        trace = replace(
+            self.trace,
+            prefix_group=np.nan_to_num(group, nan=-1.0).astype(np.int64),
+            prefix_len=np.nan_to_num(shared_tokens).astype(np.int64),
+        )
+        note = f"{SHARED}: from prefix_group and shared_prefix_tokens"
+        return replace(self, trace=trace, notes=(*self.notes, note))
+
     def with_blocks(self, hashes: Sequence[tuple[int, ...]], note: str) -> Measured:
         """Return the run with the block ids of its prompts."""
         trace = replace(self.trace, block_hashes=tuple(hashes), prefix_group=None, prefix_len=None)

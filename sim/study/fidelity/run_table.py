@@ -7,8 +7,6 @@ and `shared_prefix_tokens`.
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -96,16 +94,14 @@ def read_table(path: Path, run: str | None = None) -> Measured:
         notes=notes,
     )
     if "prefix_group" in columns and "prefix_len" in columns:
-        hashes = blocks_of_groups(inputs, columns["prefix_group"], columns["prefix_len"])
-        return measured.with_blocks(hashes, "from prefix_group and shared_prefix_tokens")
+        return measured.with_groups(columns["prefix_group"], columns["prefix_len"])
     return measured
 
 
 def read_prefix_blocks(path: Path, measured: Measured) -> Measured:
     """Return the run with the block ids of a side file (`run request block_ids`).
 
-    Blocks behind the listed ones, and those of requests that are not listed, are in no other
-    request.
+    The lists hold the leading blocks that other requests have too; the rest is nobody else's.
 
     Raises:
         BadInput: another run, an unknown request, or more blocks than the prompt has.
@@ -130,40 +126,7 @@ def read_prefix_blocks(path: Path, measured: Measured) -> Measured:
             )
         shared[at] = blocks
     note = f"block ids of {len(frame)} requests from {path.name}"
-    return measured.with_blocks(_completed(shared, measured.trace.input_len), note)
-
-
-def blocks_of_groups(input_len: Ints, group: Floats, shared: Floats) -> list[tuple[int, ...]]:
-    """Return block ids for groups that share a first block.
-
-    `shared` is the longest prefix that a request has in common with an earlier one of its group; it
-    is taken from the earlier one with most ids known (groups of two: exact).
-    """
-    known: dict[float, list[int]] = defaultdict(list)
-    found: list[tuple[int, ...]] = []
-    fresh = 0
-    for length, of, tokens in zip(input_len.tolist(), group, shared, strict=True):
-        taken: list[int] = []
-        if not np.isnan(of):
-            taken = known[of][: int(np.nan_to_num(tokens)) // BLOCK_TOKENS]
-        need = -(-length // BLOCK_TOKENS) - len(taken)
-        ids = (*taken, *range(fresh, fresh + need))
-        fresh += need
-        found.append(ids)
-        if not np.isnan(of) and len(ids) > len(known[of]):
-            known[of] = list(ids)
-    return found
-
-
-def _completed(shared: Sequence[tuple[int, ...]], input_len: Ints) -> list[tuple[int, ...]]:
-    """Add ids that occur once, so that every token of a prompt is in a block."""
-    fresh = 1 + max((max(ids) for ids in shared if ids), default=-1)
-    found = []
-    for ids, length in zip(shared, input_len.tolist(), strict=True):
-        need = -(-length // BLOCK_TOKENS) - len(ids)
-        found.append((*ids, *range(fresh, fresh + need)))
-        fresh += need
-    return found
+    return measured.with_blocks(shared, note)
 
 
 def _columns(path: Path, frame: pd.DataFrame) -> dict[str, Floats]:
