@@ -184,13 +184,13 @@ def from_arguments(arguments: Mapping[str, Any], source: str) -> Settings:
     return Settings(values, dict.fromkeys(values, source), tuple(notes))
 
 
-def typed_settings(overrides: Sequence[str]) -> Settings:
-    """Return what `key=value` arguments set."""
+def typed_settings(overrides: Sequence[str], source: str = "command line") -> Settings:
+    """Return what `key=value` arguments set; `source` names them."""
     values = {}
     for override in overrides:
         key, _, text = override.partition("=")
         values[key] = parse_yaml(text, f"override {override!r}")
-    return Settings(values, dict.fromkeys(values, "command line"))
+    return Settings(values, dict.fromkeys(values, source))
 
 
 def _known(arguments: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:

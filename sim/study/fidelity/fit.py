@@ -1,12 +1,12 @@
 """Host and API constants from a measured run: the only figures a run may teach the simulator.
 
-A replay says which steps, rows and prefill steps lie between a request's arrival, its first and its
-last token. With those counts held, its latencies are linear in the constants; what is made small is,
-over the named rows, the sum of soft-l1 losses of log(simulated / measured) of TTFT, TPOT and E2E,
-each in units of what repeated real runs differ by (`NOISE`). The run is replayed with the constants
-found, and so on; the mean of the last rounds is the result, for when a step begins against an
-arrival is chance, and one round's counts hold it. Uncertainty: jackknife over ten blocks of
-consecutive rows.
+A replay says which steps, rows and prefill steps lie between a request's arrival, its first and
+its last token. With those counts held, its latencies are linear in the constants. What is made
+small is, over the named rows, the sum of soft-l1 losses of log(simulated / measured) of TTFT, TPOT
+and E2E, each in units of what repeated real runs differ by (`NOISE`). The run is replayed with the
+constants found, and so on; the mean of the last rounds is the result, for when a step begins
+against an arrival is chance, and one round's counts hold it. Uncertainty: jackknife over ten blocks
+of consecutive rows.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ class Fitted:
         rows: first and last row used, from 0, in order of arrival.
         used: how many.
         run: the run they are of.
-        before: mean loss at the first guesses.
+        before: mean loss with all of them 0.
         after: mean loss at the result.
         replays: simulations it took.
     """
@@ -148,27 +148,25 @@ def fit_constants(
         return replay(measured, experiment_of([f"engine.{n}={v:.9f}" for n, v in pairs]))
 
     values = np.array([CONSTANTS[name].start for name in names])
-    before = 0.0
     found, errors = [], []
-    for turn in range(ROUNDS):
+    for _ in range(ROUNDS):
         problem = _Linear(measured, at(values), names, values, rows)
-        if turn == 0:
-            before = problem.loss()
         values = problem.solved()
         found.append(values)
         errors.append(problem.jackknifed())
-    mean = np.mean(found[-AVERAGED:], axis=0)
+    mean: Floats = np.mean(found[-AVERAGED:], axis=0)
     spread = np.std(found[-AVERAGED:], axis=0, ddof=1) / math.sqrt(AVERAGED)
-    error = np.hypot(np.mean(errors[-AVERAGED:], axis=0), spread)
+    error: Floats = np.hypot(np.mean(errors[-AVERAGED:], axis=0), spread)
+    nothing = np.zeros(len(names))
     return Fitted(
         values_ms={name: round(float(v), 4) for name, v in zip(names, mean, strict=True)},
         errors_ms={name: round(float(v), 4) for name, v in zip(names, error, strict=True)},
         rows=(int(rows[0]), int(rows[-1])),
         used=len(rows),
         run=measured.name,
-        before=before,
+        before=_Linear(measured, at(nothing), names, nothing, rows).loss(),
         after=_Linear(measured, at(mean), names, mean, rows).loss(),
-        replays=ROUNDS + 1,
+        replays=ROUNDS + 2,
     )
 
 
@@ -276,4 +274,3 @@ def _charges(made: Replayed, instance: int, names: Sequence[str]) -> tuple[Float
     done = np.cumsum(charged, axis=0)
     clock = np.stack([start, start + steps["duration_s"][here]], axis=1).ravel()
     return clock, np.stack([done - charged, done], axis=1).reshape(-1, len(names))
-
