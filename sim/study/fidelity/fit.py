@@ -186,12 +186,12 @@ class _Linear:
         self.count = len(rows)
         parts = []
         for metric, noise in NOISE.items():
-            mine, real = made.latency_ms[metric][rows], measured.latency_ms[metric][rows]
-            parts.append((mine, real, counts[metric][rows], np.full(len(rows), noise)))
-        mine, real, slopes, noise = (np.concatenate(of) for of in zip(*parts, strict=True))
+            sides = made.latency_ms[metric][rows], measured.latency_ms[metric][rows]
+            parts.append((*sides, counts[metric][rows], np.full(len(rows), noise)))
+        mine, real, slopes, spread = (np.concatenate(of) for of in zip(*parts, strict=True))
         known = ~(np.isnan(mine) | np.isnan(real)) & (mine > 0) & (real > 0)
         self.mine, self.real = np.where(known, mine, 1.0), np.where(known, real, 1.0)
-        self.slopes, self.noise = np.where(known[:, None], slopes, 0.0), noise
+        self.slopes, self.noise = np.where(known[:, None], slopes, 0.0), spread
         self.block = np.tile(np.arange(self.count) * BLOCKS // self.count, len(NOISE))
 
     def solved(self, kept: NDArray[np.bool_] | None = None) -> Floats:
