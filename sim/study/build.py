@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import cast
 
 import policies
+from sim.core.inbox import check_ahead
 from sim.core.predictors import LengthPredictor, make_predictor
 from sim.core.simulation import ROLE_ORDER
 from sim.core.spec import InstanceSpec, Settings
@@ -88,6 +89,8 @@ def build(experiment: Experiment, choice: PolicyChoice) -> Setup:
         whole = _instance(experiment, pool)
         for _ in range(pool.instances):
             instances += _lanes(experiment, whole, len(instances))
+    if experiment.engine.async_scheduling:
+        check_ahead(policy, [instance.spec for instance in instances])
     costs = [instance.costs for instance in instances]
     notes = [note for cost in costs for note in cost.notes]
     return Setup(policy, tuple(instances), tuple(dict.fromkeys(notes)))
@@ -122,6 +125,9 @@ def settings(
         link_shared=link.shared,
         link_overlap=link.overlap,
         first_token=engine.first_token,
+        async_scheduling=engine.async_scheduling,
+        reserve_full_isl=engine.scheduler_reserve_full_isl,
+        first_step_s=engine.first_step_ms / MS_PER_S,
         ttft_slo_s=_bounds_s(experiment, trace, "ttft_ms"),
         e2e_slo_s=_bounds_s(experiment, trace, "e2e_ms"),
         predictor=_predictor(experiment, policy, trace, router_seed),
@@ -263,9 +269,12 @@ def _instance(experiment: Experiment, pool: Pool) -> InstanceInfo:
     bytes_per_s = gpu_named(gpu).pcie_bytes_per_s * gpus
     if engine.swap_gb_per_s is not None:
         bytes_per_s = engine.swap_gb_per_s * BYTES_PER_GB * gpus
+    usable_blocks = costs.num_gpu_blocks - engine.null_block
+    if not usable_blocks:
+        raise BadInput("engine.num_gpu_blocks 1: none is left beside the null block; at least 2")
     spec = InstanceSpec(
         cost=costs.cost,
-        total_blocks=costs.num_gpu_blocks,
+        total_blocks=usable_blocks,
         block_size=costs.block_size,
         role=pool.role,
         max_model_len=costs.max_model_len,

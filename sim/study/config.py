@@ -124,8 +124,22 @@ class EngineConfig(Section):
     num_gpu_blocks: int | None = Field(
         None, ge=1, description="KV blocks of an instance; null: the profile's"
     )
+    null_block: bool = Field(
+        False, description="one KV block of an instance is never used (vLLM V1)"
+    )
     max_model_len: int | None = Field(
         None, ge=1, description="longest prompt + output, tokens; null: workload's or model's"
+    )
+    async_scheduling: bool = Field(
+        False, description="a step is formed while the one before runs (vLLM V1)"
+    )
+    scheduler_reserve_full_isl: bool = Field(
+        False,
+        description="a prompt is admitted only if all of it fits, not its first chunk (policy "
+        "continuous, v1; others want room for the whole anyway)",
+    )
+    first_step_ms: float = Field(
+        0.0, ge=0, description="the first step of an instance, or after a repair, lasts longer, ms"
     )
     padding: Literal["none", "batch", "policy"] = Field(
         "policy", description="prompt batches: never padded, always, or as the policy says"
