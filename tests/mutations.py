@@ -14,6 +14,7 @@ ENGINE_UNIT = "tests/unit/test_core_engine.py"
 FAILURES = "tests/golden/test_golden_failures.py"
 ASYNC = "tests/golden/test_golden_async.py"
 BUILD_UNIT = "tests/unit/test_study_build.py"
+METRICS_UNIT = "tests/unit/test_study_metrics.py"
 SHARED = "tests/golden/test_golden_shared_queue.py"
 SHARED_UNIT = "tests/unit/test_core_shared_queue.py"
 TRANSFER = "tests/golden/test_golden_transfer.py"
@@ -365,6 +366,28 @@ MUTATIONS = (
         "self._next += 1",
         "self._next += 0",
         ("tests/unit/test_core_routers.py",),
+    ),
+    # Clocks.
+    Mutation(
+        "the engine's clock starts at the arrival",
+        "sim/study/statistics/clock.py",
+        'return "queued_s" if self.name == ENGINE else "arrival_s"',
+        'return "arrival_s"',
+        (METRICS_UNIT,),
+    ),
+    Mutation(
+        "API time is in the TTFT only",
+        "sim/study/statistics/clock.py",
+        "return ttft_ms + self.api_latency_ms, e2e_ms + self.api_latency_ms",
+        "return ttft_ms + self.api_latency_ms, e2e_ms",
+        (METRICS_UNIT,),
+    ),
+    Mutation(
+        "host time on top counts no sequences",
+        "sim/costs/model.py",
+        "_fs(host.seq_ms + extra.seq_ms)",
+        "_fs(host.seq_ms)",
+        ("tests/unit/test_costs_model.py",),
     ),
     # From prefill to decode: links, blocks, pipelines.
     Mutation(

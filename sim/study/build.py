@@ -17,6 +17,7 @@ from sim.costs.catalogue import gpu_named, model_named
 from sim.costs.memory import min_tp
 from sim.study.config import Experiment, PolicyChoice
 from sim.study.failures_config import outages
+from sim.study.statistics.clock import ENGINE
 from sim.types import BadInput, ClusterInfo, Policy, Pool, Trace
 from workloads.arrivals import Closed
 
@@ -128,6 +129,7 @@ def settings(
         async_scheduling=engine.async_scheduling,
         reserve_full_isl=engine.scheduler_reserve_full_isl,
         first_step_s=engine.first_step_ms / MS_PER_S,
+        note_queued=engine.ttft_clock == ENGINE,
         ttft_slo_s=_bounds_s(experiment, trace, "ttft_ms"),
         e2e_slo_s=_bounds_s(experiment, trace, "e2e_ms"),
         predictor=_predictor(experiment, policy, trace, router_seed),
@@ -262,6 +264,7 @@ def _instance(experiment: Experiment, pool: Pool) -> InstanceInfo:
         max_model_len=max_model_len(experiment),
         gpu_memory_utilization=engine.gpu_memory_utilization,
         min_step_s=engine.min_step_ms / MS_PER_S,
+        host=engine.host,
     )
     gpus = pool.tp * pool.pp
     swap_bytes = engine.swap_space_gib * GIB * gpus

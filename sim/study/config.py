@@ -12,7 +12,9 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 import policies
 from sim.core.routers import ROUTERS
+from sim.costs.profile import HostTerm
 from sim.study.failures_config import FailuresConfig
+from sim.study.statistics.clock import Clock
 from sim.study.validation import shown, unknown_key, validate
 from sim.study.yaml_file import parse_yaml, read_yaml
 from sim.types import BadInput
@@ -138,6 +140,26 @@ class EngineConfig(Section):
         description="a prompt is admitted only if all of it fits, not its first chunk (policy "
         "continuous, v1; others want room for the whole anyway)",
     )
+    ttft_clock: Literal["client", "engine"] = Field(
+        "client",
+        description="TTFT and E2E count from the arrival, api_latency_ms included, or from when "
+        "the scheduler sees the request",
+    )
+    api_latency_ms: float = Field(
+        0.0,
+        ge=0,
+        description="tokenising and HTTP, ms: added to the client's TTFT and E2E, keeps no engine "
+        "busy",
+    )
+    host_step_ms: float = Field(
+        0.0, ge=0, description="host time of every step, on top of the profile's, ms"
+    )
+    host_seq_ms: float = Field(
+        0.0, ge=0, description="host time for each sequence of a step, on top, ms"
+    )
+    host_prefill_ms: float = Field(
+        0.0, ge=0, description="host time of a step that holds a prompt, on top, ms"
+    )
     first_step_ms: float = Field(
         0.0, ge=0, description="the first step of an instance, or after a repair, lasts longer, ms"
     )
@@ -174,6 +196,20 @@ class EngineConfig(Section):
         0.9, gt=0, le=1, description="share of GPU memory the engine may fill (vLLM: 0.9)"
     )
     failures: FailuresConfig | None = Field(None, description="instances fail; null: never")
+
+    @property
+    def clock(self) -> Clock:
+        """By whose watch latencies count."""
+        return Clock.of(self.model_dump(include={"ttft_clock", "api_latency_ms"}))
+
+    @property
+    def host(self) -> HostTerm:
+        """Host time on top of the profile's."""
+        return HostTerm(
+            step_ms=self.host_step_ms,
+            seq_ms=self.host_seq_ms,
+            prefill_step_ms=self.host_prefill_ms,
+        )
 
     @field_validator("router", "decode_router")
     @classmethod
