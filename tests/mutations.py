@@ -15,6 +15,7 @@ FAILURES = "tests/golden/test_golden_failures.py"
 ASYNC = "tests/golden/test_golden_async.py"
 BUILD_UNIT = "tests/unit/test_study_build.py"
 METRICS_UNIT = "tests/unit/test_study_metrics.py"
+PRESETS_UNIT = "tests/unit/test_study_presets.py"
 SHARED = "tests/golden/test_golden_shared_queue.py"
 SHARED_UNIT = "tests/unit/test_core_shared_queue.py"
 TRANSFER = "tests/golden/test_golden_transfer.py"
@@ -367,7 +368,7 @@ MUTATIONS = (
         "self._next += 0",
         ("tests/unit/test_core_routers.py",),
     ),
-    # Clocks.
+    # Clocks, host time, presets.
     Mutation(
         "the engine's clock starts at the arrival",
         "sim/study/statistics/clock.py",
@@ -388,6 +389,20 @@ MUTATIONS = (
         "_fs(host.seq_ms + extra.seq_ms)",
         "_fs(host.seq_ms)",
         ("tests/unit/test_costs_model.py",),
+    ),
+    Mutation(
+        "a preset wins over the config",
+        "sim/study/presets.py",
+        "if key not in section}",
+        "if True}",
+        (PRESETS_UNIT,),
+    ),
+    Mutation(
+        "an A100 gets the batches of larger GPUs",
+        "sim/study/presets.py",
+        " and NOT_LARGE not in gpu",
+        "",
+        (PRESETS_UNIT,),
     ),
     # From prefill to decode: links, blocks, pipelines.
     Mutation(

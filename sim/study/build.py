@@ -91,7 +91,11 @@ def build(experiment: Experiment, choice: PolicyChoice) -> Setup:
         for _ in range(pool.instances):
             instances += _lanes(experiment, whole, len(instances))
     if experiment.engine.async_scheduling:
-        check_ahead(policy, [instance.spec for instance in instances])
+        try:
+            check_ahead(policy, [instance.spec for instance in instances])
+        except BadInput as error:
+            where = experiment.origins.where("engine.async_scheduling")
+            raise BadInput(f"{where}: {error}") from None
     costs = [instance.costs for instance in instances]
     notes = [note for cost in costs for note in cost.notes]
     return Setup(policy, tuple(instances), tuple(dict.fromkeys(notes)))

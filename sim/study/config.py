@@ -14,7 +14,8 @@ import policies
 from sim.core.routers import ROUTERS
 from sim.costs.profile import HostTerm
 from sim.study.failures_config import FailuresConfig
-from sim.study.statistics.clock import Clock
+from sim.study.presets import fill
+from sim.study.statistics.clock import ENGINE, Clock
 from sim.study.validation import shown, unknown_key, validate
 from sim.study.yaml_file import parse_yaml, read_yaml
 from sim.types import BadInput
@@ -119,6 +120,9 @@ class SloConfig(SloBounds):
 class EngineConfig(Section):
     """What running is: everything about the engine that no policy decides."""
 
+    preset: str | None = Field(
+        None, description="engine and version whose settings hold where none are given; null: none"
+    )
     fuse_steps: bool = Field(True, description="one event for equal decode steps; same results")
     block_size: int | None = Field(
         None, ge=1, le=4096, description="tokens in a KV block; null: the profile's"
@@ -271,7 +275,7 @@ class Origins:
 
     Attributes:
         file: where the config comes from.
-        given: dotted keys of what was set -> the file or `command line`.
+        given: dotted keys of what was set -> the file, `command line` or `preset NAME`.
     """
 
     file: str
@@ -280,7 +284,10 @@ class Origins:
     def of(self, key: str) -> str | None:
         """Return who set a key or something in it; None: nobody."""
         found = {v for k, v in self.given.items() if f"{k}.".startswith(f"{key}.")}
-        return COMMAND_LINE if COMMAND_LINE in found else next(iter(found), None)
+        for first in (COMMAND_LINE, self.file):
+            if first in found:
+                return first
+        return min(found, default=None)
 
     def where(self, key: str) -> str:
         """Return whom to blame for a key."""
@@ -315,7 +322,7 @@ class Experiment:
         }
 
     def origin(self, key: str) -> str:
-        """Return where the value of a dotted key comes from: a file, command line or default."""
+        """Return where a dotted key's value is from: a file, command line, preset or default."""
         if not key.startswith("policy."):
             return self.origins.of(key) or "default"
         _, at, name = key.split(".", 2)
@@ -362,6 +369,9 @@ def resolve(data: Mapping[str, Any], source: str, overrides: Sequence[str] = ())
         leaf: COMMAND_LINE if any(f"{leaf}.".startswith(key) for key in typed) else source
         for leaf in _leaves(data)
     }
+    if isinstance(data.get("policy"), (list, str)):
+        data["policy"] = _named(data["policy"])
+    given |= fill(data, Origins(source, given).where)
     origins = Origins(source, given)
     where = origins.where
     for key in data:
@@ -374,15 +384,39 @@ def resolve(data: Mapping[str, Any], source: str, overrides: Sequence[str] = ())
     for key in REQUIRED:
         if data.get(key) is None:
             raise BadInput(f"{origins.file}: {key} is missing; needed: {', '.join(REQUIRED)}")
+    engine = validate(EngineConfig, data.get("engine"), "engine", where)
+    _check_clock(engine, origins)
     return Experiment(
         cluster=validate(ClusterConfig, data["cluster"], "cluster", where),
         policies=policy_choices(data["policy"], origins),
         workload=validate(WorkloadConfig, data["workload"], "workload", where),
         slo=validate(SloConfig, data.get("slo"), "slo", where),
-        engine=validate(EngineConfig, data.get("engine"), "engine", where),
+        engine=engine,
         run=validate(RunConfig, data.get("run"), "run", where),
         origins=origins,
     )
+
+
+def _check_clock(engine: EngineConfig, origins: Origins) -> None:
+    key = "engine.api_latency_ms"
+    if engine.ttft_clock == ENGINE and engine.api_latency_ms and key in origins.given:
+        raise BadInput(
+            f"{origins.where(key)}: {key} {engine.api_latency_ms:g} lies outside the engine's "
+            "clock; leave it out, or engine.ttft_clock: client"
+        )
+
+
+def more_policies(
+    experiment: Experiment, names: Sequence[str], source: str
+) -> tuple[PolicyChoice, ...]:
+    """Return policies by name, with what the experiment's preset sets of them."""
+    data = {
+        "policy": _named(list(names)),
+        "engine": {"preset": experiment.engine.preset},
+        "cluster": {"gpu": experiment.cluster.gpu},
+    }
+    given = fill(data, lambda _: source)
+    return policy_choices(data["policy"], Origins(source, given))
 
 
 def policy_choices(entries: Any, origins: Origins) -> tuple[PolicyChoice, ...]:
