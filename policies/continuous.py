@@ -106,10 +106,14 @@ class Continuous(Policy):
     Deviations and assumptions: vLLM has a queue per engine; `queue: cluster` stands for a proxy
     that holds requests back until an engine has room. It has `fcfs` and `priority`; `sjf` and `edf`
     are the plain textbook rules, so a long prompt may wait for ever and a deadline already missed
-    still comes first. A waiting request of high priority evicts nobody, as in V1. Scheduling is
-    synchronous (a step is formed when the last has ended). In `v1` all decodes come before
-    unfinished prompts, where vLLM walks the running requests in admission order: the same step
-    unless the budget or memory runs out, and admission reserves the blocks of the first chunk only.
+    still comes first. A waiting request of high priority evicts nobody, as in V1. What the engine
+    decides in vLLM is an engine setting here: steps formed one ahead (`engine.async_scheduling`),
+    admission only of prompts that fit whole (`engine.scheduler_reserve_full_isl`; else the first
+    chunk has to fit), the null block (`engine.null_block`). In `v1` all decodes come before
+    unfinished prompts, where vLLM walks the running requests in admission order. An unfinished
+    prompt is the last admitted, so this is the same step, unless `long_prefill_token_threshold`
+    lets prompts be unfinished side by side and the budget runs out: vLLM then leaves out decodes
+    that were admitted after them, here it is the chunks that get less.
     In `v0` a prompt longer than the budget runs alone, and the watermark is waived for the head of
     the queue when nothing runs, where vLLM would refuse the prompt for good. `max_num_seqs` 256 and
     2048 tokens are vLLM's class defaults of that era; its entry points choose by GPU.
@@ -124,6 +128,7 @@ class Continuous(Policy):
 
     def __init__(self, config: ContinuousConfig) -> None:
         self.v1 = config.scheduler == "v1"
+        self.synchronous = "" if self.v1 else "with scheduler v0 waits for each step's tokens"
         self.order: str = config.order
         self.queue_scope = config.queue
         self.max_num_seqs: N = config.max_num_seqs
@@ -179,6 +184,7 @@ class Continuous(Policy):
         seats = self.max_num_seqs - view.num_running
         size = view.block_size
         limit = self.chunk_limit
+        whole = view.reserve_full_isl
         for request in view.waiting:
             if seats <= 0 or budget <= 0:
                 return
@@ -187,6 +193,8 @@ class Continuous(Policy):
                 tokens = limit
             if tokens > budget:
                 tokens = budget
+            if whole and -(-request.target_tokens // size) > room:
+                return
             room -= -(-tokens // size)
             if room < 0:
                 return

@@ -12,6 +12,10 @@ LEAVING = "tests/golden/test_golden_leaving.py"
 CONTINUOUS_UNIT = "tests/unit/test_policy_continuous.py"
 ENGINE_UNIT = "tests/unit/test_core_engine.py"
 FAILURES = "tests/golden/test_golden_failures.py"
+ASYNC = "tests/golden/test_golden_async.py"
+BUILD_UNIT = "tests/unit/test_study_build.py"
+METRICS_UNIT = "tests/unit/test_study_metrics.py"
+PRESETS_UNIT = "tests/unit/test_study_presets.py"
 SHARED = "tests/golden/test_golden_shared_queue.py"
 SHARED_UNIT = "tests/unit/test_core_shared_queue.py"
 TRANSFER = "tests/golden/test_golden_transfer.py"
@@ -140,8 +144,8 @@ MUTATIONS = (
     Mutation(
         "arrival at a step's end is a step late",
         "sim/core/instance.py",
-        "steps_to_cover(now - self.start_fs, self.first_fs, self.increment_fs)\n            )",
-        "steps_to_cover(now - self.start_fs + 1, self.first_fs, self.increment_fs)\n            )",
+        "steps_to_cover(now - self.start_fs, self.first_fs, self.increment_fs) + self.lag",
+        "steps_to_cover(now - self.start_fs + 1, self.first_fs, self.increment_fs) + self.lag",
         (STEPS,),
     ),
     Mutation(
@@ -199,6 +203,84 @@ MUTATIONS = (
         "self.delay_fs += duration",
         "self.delay_fs += 0",
         (PREEMPTION,),
+    ),
+    # Steps formed one ahead.
+    Mutation(
+        "ahead: an arrival ends the span a step late",
+        "sim/core/instance.py",
+        "self.first_fs, self.increment_fs) + self.lag\n",
+        "self.first_fs, self.increment_fs) + 2 * self.lag\n",
+        (ASYNC,),
+    ),
+    Mutation(
+        "ahead: an arrival is seen at the step's end",
+        "sim/core/instance.py",
+        "formed_fs = now - self.first_fs - self.increment_fs * (self.n_steps - 1)",
+        "formed_fs = now",
+        (ASYNC,),
+    ),
+    Mutation(
+        "ahead: an arrival at a step's end is late",
+        "sim/core/inbox.py",
+        "if when > until_fs:",
+        "if when >= until_fs:",
+        (ASYNC,),
+    ),
+    Mutation(
+        "ahead: the seat of a finish is free at once",
+        "sim/core/instance.py",
+        "if self.lag:\n                    self.leaving.append(request)",
+        "if False:\n                    self.leaving.append(request)",
+        (ASYNC,),
+    ),
+    Mutation(
+        "ahead: the seat of a one-token request is free at once",
+        "sim/core/seats.py",
+        "if self.lag:\n                self.leaving.append(request)",
+        "if False:\n                self.leaving.append(request)",
+        (ASYNC,),
+    ),
+    Mutation(
+        "ahead: a victim at its last token is recomputed",
+        "sim/core/seats.py",
+        "if request.state == DONE:  # its last token is under way",
+        "if False:",
+        (ASYNC,),
+    ),
+    Mutation(
+        "ahead: spans although something is not seen yet",
+        "sim/core/inbox.py",
+        "        instance.fuse = False\n",
+        "",
+        (ASYNC,),
+    ),
+    Mutation(
+        "ahead: an engine with nothing to run sleeps on",
+        "sim/core/inbox.py",
+        "            self._see(now)\n            instance.fuse",
+        "            instance.fuse",
+        (ASYNC,),
+    ),
+    Mutation(
+        "an engine that plans late has seen a request at its arrival",
+        "sim/core/inbox.py",
+        "self.log.seen(request, until_fs)",
+        "self.log.seen(request, when)",
+        (ASYNC,),
+    ),
+    Mutation(
+        "v1 admits what does not fit whole",
+        "policies/continuous.py",
+        "if whole and -(-request.target_tokens // size) > room:",
+        "if False:",
+        (ASYNC,),
+    ),
+    Mutation(
+        "null block is used",
+        "sim/study/build.py",
+        "costs.num_gpu_blocks - engine.null_block",
+        "costs.num_gpu_blocks",
+        (BUILD_UNIT,),
     ),
     # Memory and membership.
     Mutation(
@@ -285,6 +367,42 @@ MUTATIONS = (
         "self._next += 1",
         "self._next += 0",
         ("tests/unit/test_core_routers.py",),
+    ),
+    # Clocks, host time, presets.
+    Mutation(
+        "the engine's clock starts at the arrival",
+        "sim/study/statistics/clock.py",
+        'return "queued_s" if self.name == ENGINE else "arrival_s"',
+        'return "arrival_s"',
+        (METRICS_UNIT,),
+    ),
+    Mutation(
+        "API time is in the TTFT only",
+        "sim/study/statistics/clock.py",
+        "return ttft_ms + self.api_latency_ms, e2e_ms + self.api_latency_ms",
+        "return ttft_ms + self.api_latency_ms, e2e_ms",
+        (METRICS_UNIT,),
+    ),
+    Mutation(
+        "host time on top counts no sequences",
+        "sim/costs/model.py",
+        "_fs(host.seq_ms + extra.seq_ms)",
+        "_fs(host.seq_ms)",
+        ("tests/unit/test_costs_model.py",),
+    ),
+    Mutation(
+        "a preset wins over the config",
+        "sim/study/presets.py",
+        "if key not in section}",
+        "if True}",
+        (PRESETS_UNIT,),
+    ),
+    Mutation(
+        "an A100 gets the batches of larger GPUs",
+        "sim/study/presets.py",
+        " and NOT_LARGE not in gpu",
+        "",
+        (PRESETS_UNIT,),
     ),
     # From prefill to decode: links, blocks, pipelines.
     Mutation(

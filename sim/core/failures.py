@@ -250,6 +250,8 @@ def _requests_of(instance: Instance, now: int) -> list[Request]:
     found = list(instance.waiting) if instance.shared is None else []
     for request in found:
         instance.dequeue(request)
+    if instance.inbox is not None:
+        found += instance.inbox.taken()
     for request in instance.running.values():
         if request.state == DECODING:
             instance.note_emitted(request)

@@ -43,6 +43,9 @@ _REQUEST_DTYPE = np.dtype(
     ]
 )
 
+_PACK_SEEN = struct.Struct("<id").pack
+_SEEN_DTYPE = np.dtype([("request_id", "<i4"), ("seen_s", "<f8")])
+
 PACK_STEP = struct.Struct("<dqqqqiiiiiiiiiib?").pack
 """Packs one row of `STEP_DTYPE`."""
 
@@ -96,6 +99,11 @@ class RequestLog:
 
     def __init__(self) -> None:
         self._rows = bytearray()
+        self._seen = bytearray()
+
+    def seen(self, request: Request, now: int) -> None:
+        """Note that the scheduler sees a request that arrived before."""
+        self._seen += _PACK_SEEN(request.id, now / FS_PER_S)
 
     def count(self) -> N:
         """Return the number of rows."""
@@ -145,10 +153,22 @@ class RequestLog:
             "source": _names(trace.source, trace.sources, ids),
             "task": _names(trace.task, trace.tasks, ids),
             "priority": zero if trace.priority is None else trace.priority[ids],
-            "queued_s": taken["arrival_s"],  # a request queues where it arrives
+            "queued_s": self._queued_s(ids, taken["arrival_s"]),
             "status": np.array(STATUS)[taken["status"]],
         }
         return {name: columns[name] for name in COLUMNS}
+
+    def _queued_s(
+        self, ids: NDArray[np.generic], arrival_s: NDArray[np.generic]
+    ) -> NDArray[np.generic]:
+        """Return when the scheduler saw each request: at its arrival, unless `seen` tells."""
+        if not self._seen:
+            return arrival_s
+        queued_s = arrival_s.copy()
+        noted = np.frombuffer(self._seen, dtype=_SEEN_DTYPE)[::-1]  # the first time counts
+        noted = noted[np.isin(noted["request_id"], ids)]
+        queued_s[np.searchsorted(ids, noted["request_id"])] = noted["seen_s"]
+        return queued_s
 
 
 COLUMNS = (

@@ -11,6 +11,7 @@ import simpy
 
 from sim.core.arrivals import Arrivals, ClosedArrivals, OpenArrivals
 from sim.core.failures import Failures
+from sim.core.inbox import check_ahead
 from sim.core.instance import Instance
 from sim.core.links import Links
 from sim.core.loop import ABORT, Timer, new_environment
@@ -119,6 +120,8 @@ class Simulation:
         self, trace: Trace, policy: Policy, specs: Sequence[InstanceSpec], settings: Settings
     ) -> None:
         _check_scope(policy)
+        if settings.async_scheduling:
+            check_ahead(policy, specs)
         self.trace = trace
         self.policy = policy
         self.settings = settings
@@ -270,7 +273,7 @@ class Simulation:
             if total > self.shortest and not self.takes(request, instance):
                 self.reject(request, None)
                 return
-        instance.enqueue(request)
+        instance.enqueue(request, now)
         if self.aborts is not None:
             self.aborts.watch(request)
         instance.wake(now)
@@ -280,7 +283,7 @@ class Simulation:
         if not self.takes(request, instance):
             self.reject(request, None)
             return
-        instance.enqueue(request)
+        instance.enqueue(request, now)
         instance.wake(now)
 
     def takes(self, request: Request, instance: Instance) -> bool:
@@ -387,6 +390,8 @@ class Simulation:
         for request in [r for queue in self.queues for r in queue]:
             self.requests.add(request, -1, request.emitted, UNFINISHED)
         for instance in self.instances:
+            for request in [] if instance.inbox is None else instance.inbox.hidden():
+                self.requests.add(request, -1, request.emitted, UNFINISHED)
             moving = [instance.bridge, instance.in_transfer, instance.ready]
             for request in [r for held in moving for r in held.values()]:
                 self.requests.add(request, -1, request.emitted, UNFINISHED)

@@ -116,6 +116,8 @@ class StaticBatch:
         if instance.executor is not None:
             chunks = [(r, r.target_tokens) for r in self.requests]
             duration = instance.executor.step(chunks, (), self.padded)
+        duration += instance.delay_fs
+        instance.delay_fs = 0
         self.end_fs = self.prefill_end_fs = now + duration
         instance.log.rows += PACK_STEP(
             now / FS_PER_S,

@@ -30,6 +30,7 @@ class View:
         "held_blocks",
         "id",
         "kv_tokens",
+        "leaving",
         "now_s",
         "num_decoding",
         "num_waiting",
@@ -41,6 +42,7 @@ class View:
         "prefilling",
         "ready",
         "ready_blocks",
+        "reserve_full_isl",
         "role",
         "running",
         "steps",
@@ -74,6 +76,9 @@ class View:
         self.num_waiting: N = 0
         self.running: dict[N, Request] = {}
         self.prefilling: dict[N, Request] = {}
+        self.leaving: list[Request] = []
+        """With `async_scheduling`: in `running`, for they keep seat and blocks until the next step
+        is formed, but they get their last token in the step before and take part in no more."""
         self.paused: dict[N, Request] = {}
         self.swapped: dict[N, Request] = {}
         self.bridge: dict[N, Request] = {}
@@ -96,12 +101,15 @@ class View:
         swapped."""
         self.outstanding_tokens: N = 0
         """Prompt tokens of the outstanding requests."""
+        self.reserve_full_isl = False
+        """Whether a prompt may be admitted only if all of it fits (`scheduler_reserve_full_isl`);
+        else its first chunk has to. Policies that always want room for the whole do not ask."""
         self.up = True
         """Whether it serves; an instance that has failed holds nothing until it is repaired."""
 
     @property
     def num_running(self) -> N:
-        """Requests that hold a seat: decoding, prefilling or paused."""
+        """Requests that hold a seat: decoding, prefilling, paused or leaving."""
         return len(self.running)
 
     @property

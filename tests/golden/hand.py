@@ -72,6 +72,8 @@ class Row:
     preemptions: int = 0
     retries: int = 0
     status: str = "finished"
+    queued: float | None = None
+    """When the scheduler saw it, if that is not its arrival."""
 
 
 class Replay:
@@ -87,7 +89,7 @@ class Replay:
         assert columns["request_id"].tolist() == list(range(len(rows)))
         for name, value in {
             "arrival_s": [r.arrival for r in rows],
-            "queued_s": [r.arrival for r in rows],
+            "queued_s": [r.arrival if r.queued is None else r.queued for r in rows],
             "prefill_start_s": [r.start for r in rows],
             "prefill_end_s": [r.first for r in rows],
             "transfer_start_s": [NEVER] * len(rows),

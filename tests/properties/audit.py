@@ -29,6 +29,7 @@ from sim.types import (
     View,
     to_fs,
 )
+from sim.types.request import DONE
 
 GROWTHS = (1, 2, 3, 4, 5, 15, 16, 17, 37, 64)
 """Steps at which `growth_over` is compared with brute force."""
@@ -124,14 +125,17 @@ def check_view(view: View, audit: Audit) -> None:
     audit.last_s[view.id] = view.now_s
     waiting, running = list(view.waiting), list(view.running.values())
     _check_places(view, waiting, running)
+    assert all(r in running and r.state == DONE for r in view.leaving)
     decoding = [r for r in running if r.id not in view.prefilling and r.id not in view.paused]
+    decoding = [r for r in decoding if r not in view.leaving]
     cached = [r.input_len + view.generated(r) - 1 for r in decoding]
     assert view.num_waiting == len(waiting)
     assert view.waiting.tokens == sum(r.target_tokens for r in waiting)
     assert view.num_running == len(running)
     assert view.num_decoding == len(decoding)
     assert view.kv_tokens == sum(cached)
-    everyone = [*running, *view.swapped.values(), *_moving(view)]
+    everyone = [r for r in running if r not in view.leaving]
+    everyone += [*view.swapped.values(), *_moving(view), *_hidden(view)]
     if not shares(view):  # what waits for any instance is nobody's
         everyone += waiting
     assert view.outstanding == len(everyone)
@@ -146,6 +150,12 @@ def shares(view: View) -> bool:
     return isinstance(view, Instance) and view.shared is not None
 
 
+def _hidden(view: View) -> list[Request]:
+    """Requests that have arrived and that the scheduler has not seen."""
+    inbox = getattr(view, "inbox", None)
+    return [] if inbox is None else inbox.hidden()
+
+
 def _moving(view: View) -> list[Request]:
     """Requests prefilled elsewhere: on the bridge, on the link, or ready to join."""
     places = (view.bridge, getattr(view, "in_transfer", {}), view.ready)
@@ -155,7 +165,7 @@ def _moving(view: View) -> list[Request]:
 def _check_places(view: View, waiting: list[Request], running: list[Request]) -> None:
     """A request is in one place (I9), and knows it."""
     swapped = list(view.swapped.values())
-    held = [*running, *swapped, *_moving(view)]
+    held = [*running, *swapped, *_moving(view), *_hidden(view)]
     assert all(r.home is view for r in held)
     assert all(r.home is (None if shares(view) else view) for r in waiting)
     held += waiting
@@ -272,6 +282,7 @@ def _note(view: View, plan: Plan | None, audit: Audit, overhead_fs: int) -> None
     labels = audit.labels
     labels[f"plan {type(plan).__name__}"] += 1
     labels["a partial prompt"] += bool(view.prefilling or view.paused)
+    labels["a seat kept one step longer"] += bool(view.leaving)
     if isinstance(view, Instance) and view.shared is not None and len(view.shared.members) > 1:
         labels["one queue of all instances"] += bool(view.num_waiting)
         up = all(member.up for member in view.shared.members)

@@ -7,6 +7,7 @@ request to ample. A policy added to `policies/` needs no edit here (see `random_
 from __future__ import annotations
 
 from collections.abc import Callable
+from copy import copy
 from dataclasses import dataclass, replace
 from functools import cache
 from random import Random
@@ -20,6 +21,7 @@ from pydantic import BaseModel
 from random_configs import random_config
 
 import policies
+from sim.core.inbox import check_ahead
 from sim.core.outages import ExponentialOutages, Outages
 from sim.core.predictors import make_predictor
 from sim.core.routers import ROUTERS
@@ -27,7 +29,7 @@ from sim.core.spec import InstanceSpec, Settings
 from sim.costs.build import instance_cost
 from sim.costs.model import StepCost
 from sim.costs.simple import AffineCost
-from sim.types import CostModel, Policy, Trace, to_fs
+from sim.types import BadInput, CostModel, Policy, Trace, to_fs
 from sim.types.policy import ClusterInfo
 
 BLOCK_SIZES = (1, 4, 16)
@@ -124,6 +126,29 @@ def scenario(seed: int, policy: str, exact: bool = False) -> Scenario:
     made = Scenario(policy, config, trace, [], options, unit_s)
     made = made.but(specs=_specs(rng, made, costs, block_size))
     options["outages"] = _outages(Random(f"failures/{policy}/{seed}"), made, late_s, exact)
+    return made
+
+
+def ahead(seed: int, policy: str) -> Scenario | None:
+    """Return the run of `seed` with steps formed one ahead; None if they cannot be."""
+    made = scenario(seed, policy)
+    rng = Random(f"ahead/{policy}/{seed}")
+    specs = [copy(spec) for spec in made.specs]
+    for spec in specs:
+        spec.role = "mixed"
+    config = made.config
+    if policy == Chaos.name:
+        config = config.model_copy(update={"static_when_idle": False, "queue": "instance"})
+    options = made.options | {
+        "async_scheduling": True,
+        "reserve_full_isl": rng.random() < 0.5,
+        "first_step_s": made.unit_s * rng.choice([0, 0, 3]),
+    }
+    made = made.but(specs=specs, config=config, options=options)
+    try:
+        check_ahead(made.new_policy(), specs)
+    except BadInput:
+        return None
     return made
 
 

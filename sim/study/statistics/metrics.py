@@ -6,8 +6,9 @@ Definitions (design section 7, style section 4):
   horizon. Requests count when they arrive in it. When all requests arrive at once it ends with the
   run.
 * TTFT: arrival to first token. TPOT: (E2E - TTFT)/(output_len - 1), undefined for one token. ITL:
-  every gap between two tokens of a request. E2E: arrival to last token. All over requests that
-  finished; quantiles of ITL are order statistics, the others interpolate as `numpy.percentile`.
+  every gap between two tokens of a request. E2E: arrival to last token. TTFT and E2E are the
+  client's or the engine's (`sim.study.statistics.clock`). All over requests that finished;
+  quantiles of ITL are order statistics, the others interpolate as `numpy.percentile`.
 * SLO attainment: share of the requests of the window that finished within every bound; a request
   of one token meets any TPOT bound. NaN when no bound is set.
 * `duration completed failed rejected unfinished aborted`, token totals, `request_throughput`,
@@ -42,6 +43,7 @@ from sim.core.records import (
 )
 from sim.study.config import SloConfig
 from sim.study.statistics.classes import Bools, ClassFigures, Outcomes, class_figures
+from sim.study.statistics.clock import BY_CLIENT, Clock
 from sim.study.statistics.downtime import downtime_figures
 from sim.study.statistics.moments import moments, run_moments
 from sim.study.statistics.phases import phase_figures
@@ -69,6 +71,7 @@ class Frame:
         peak_flops_per_s: of all GPUs in use.
         flops_per_token: outside attention.
         attention_flops_per_pair: of a query token with a key token.
+        clock: whose TTFT and E2E.
         unfloored: step times of each instance without `engine.min_step_ms`; none: there is none.
     """
 
@@ -80,6 +83,7 @@ class Frame:
     flops_per_token: float = float("nan")
     attention_flops_per_pair: float = float("nan")
     unfloored: Sequence[CostModel] = ()
+    clock: Clock = BY_CLIENT
 
 
 def summarise(record: RunRecord, frame: Frame) -> Summary:
@@ -135,8 +139,7 @@ class _Requests:
         self.frame = frame
         self.arrival = columns["arrival_s"]
         self.finished: Bools = columns["status"] == "finished"
-        self.ttft_ms = (columns["first_token_s"] - self.arrival) * MS_PER_S
-        self.e2e_ms = (columns["finish_s"] - self.arrival) * MS_PER_S
+        self.ttft_ms, self.e2e_ms = frame.clock.latencies_ms(columns)
         gaps = columns["emitted_tokens"] - 1
         span = self.e2e_ms - self.ttft_ms
         self.tpot_ms = np.divide(span, gaps, out=np.full(len(gaps), np.nan), where=gaps > 0)
