@@ -8,6 +8,7 @@ from sim.core.executor import Executor
 from sim.core.misses import MissLimit
 from sim.core.outages import Outages
 from sim.core.predictors import LengthPredictor
+from sim.core.routers import PrefixRouting
 from sim.types import CostModel, N
 
 
@@ -88,6 +89,9 @@ class Settings:
         outages: when instances fail and are repaired; None: never.
         first_token: `prefill` (the first token leaves when the prompt is done) or `decode` (the
             decode instance emits it after the transfer and one step, as vLLM's P/D proxy does).
+        enable_prefix_caching: blocks can be found again by requests that begin alike, and by those
+            that were preempted.
+        prefix_routing: parameters of the router `prefix`.
     """
 
     def __init__(
@@ -107,6 +111,8 @@ class Settings:
         link_shared: bool = False,
         link_overlap: float = 0.0,
         first_token: str = "prefill",
+        enable_prefix_caching: bool = False,
+        prefix_routing: PrefixRouting | None = None,
         ttft_slo_s: Sequence[float] = (),
         e2e_slo_s: Sequence[float] = (),
         predictor: LengthPredictor | None = None,
@@ -118,6 +124,8 @@ class Settings:
             raise ValueError("an executor runs step by step: fuse_steps must be False")
         if executor is not None and outages is not None:
             raise ValueError("an executor's device does not fail on demand: no outages")
+        if executor is not None and enable_prefix_caching:
+            raise ValueError("an executor computes every prompt: no prefix caching")
         self.fuse_steps = fuse_steps
         self.padding = padding
         self.router = router
@@ -133,6 +141,8 @@ class Settings:
         self.link_shared = link_shared
         self.link_overlap = link_overlap
         self.first_token = first_token
+        self.enable_prefix_caching = enable_prefix_caching
+        self.prefix_routing = prefix_routing or PrefixRouting()
         self.ttft_slo_s = ttft_slo_s
         self.e2e_slo_s = e2e_slo_s
         self.predictor = predictor
