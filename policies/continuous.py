@@ -103,6 +103,9 @@ class Continuous(Policy):
     Requests wait where the router put them or, with `queue: cluster`, in one queue for all: the
     instance that plans first takes what fits, also what another has preempted.
 
+    With prefix caching both admit a request by what is left of it after the hit; a padded `v0`
+    prefill has none.
+
     Deviations and assumptions: vLLM has a queue per engine; `queue: cluster` stands for a proxy
     that holds requests back until an engine has room. It has `fcfs` and `priority`; `sjf` and `edf`
     are the plain textbook rules, so a long prompt may wait for ever and a deadline already missed
@@ -177,17 +180,23 @@ class Continuous(Policy):
     def _admit_v1(self, view: View, chunks: list[tuple[Request, N]], budget: N, room: N) -> None:
         """Append chunks of waiting requests while seats, budget and blocks remain."""
         seats = self.max_num_seqs - view.num_running
+        if seats <= 0:
+            return
         size = view.block_size
         limit = self.chunk_limit
+        cache = view.prefix_cache
+        look = None if cache is None else cache.prospect(view.growth_blocks, chunks)
         for request in view.waiting:
             if seats <= 0 or budget <= 0:
                 return
             tokens = request.target_tokens
+            if look is not None:
+                tokens -= look.cached(request)
             if tokens > limit:
                 tokens = limit
             if tokens > budget:
                 tokens = budget
-            room -= -(-tokens // size)
+            room -= -(-tokens // size) if look is None else look.admit(request, tokens)
             if room < 0:
                 return
             chunks.append((request, tokens))
@@ -211,16 +220,20 @@ class Continuous(Policy):
         seats = self.max_num_seqs - view.num_running
         size = view.block_size
         room = view.free_blocks - int(self.watermark * view.total_blocks)
+        cache = None if self.padded else view.prefix_cache
+        look = None if cache is None else cache.prospect(0)
         batch: list[Request] = []
         charged = longest = 0
         for request in view.waiting:
             length = request.target_tokens
+            if look is not None:
+                length -= look.cached(request)
             if self.count_padded:
                 longest = max(longest, length)
                 charged = longest * (len(batch) + 1)
             else:
                 charged += length
-            room -= -(-length // size)
+            room -= -(-length // size) if look is None else look.admit(request, length)
             if room < 0 or (batch and charged > self.max_num_batched_tokens):
                 break
             batch.append(request)

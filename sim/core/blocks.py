@@ -53,7 +53,7 @@ class BlockPool(PrefixCache):
         self.view = view
         self.size: N = view.block_size
         self.recomputed_tokens: N = 0
-        """Tokens that preempted requests had to cover again."""
+        """Tokens that requests had to cover again, after a preemption or a failure."""
         self.recovered_tokens: N = 0
         """Those of them that were still cached."""
         self.clear()
@@ -235,7 +235,7 @@ class BlockPool(PrefixCache):
             self._note(request, piece)
         request.prefilled = cached
         request.held_blocks = hit
-        if request.preemptions:
+        if request.preemptions or request.failures:
             self.recomputed_tokens += request.target_tokens
             self.recovered_tokens += cached
         else:

@@ -74,7 +74,7 @@ class Seats(View):
         self.policy = policy
         self.pool: BlockPool | None = None
         """What of the KV cache can be found again; None: nothing."""
-        if sim.settings.enable_prefix_caching:
+        if sim.settings.enable_prefix_caching and sim.settings.padding != "batch":
             self.prefix_cache = self.pool = BlockPool(self)
         self.hands_over = spec.role == "prefill" or policy.places_decode
         """Whether a prompt's end asks the policy where the request decodes."""
