@@ -35,7 +35,8 @@ def shared_prefixes(trace: Trace) -> list[Chain] | None:
 
 def _by_groups(trace: Trace) -> list[Chain]:
     """One node a group, of which a request has as much as it shares."""
-    assert trace.prefix_group is not None and trace.prefix_len is not None
+    assert trace.prefix_group is not None
+    assert trace.prefix_len is not None
     group, length = trace.prefix_group, np.minimum(trace.prefix_len, trace.input_len)
     chains: list[Chain] = [()] * len(trace)
     members = np.flatnonzero(group >= 0)

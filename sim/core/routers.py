@@ -135,8 +135,8 @@ class Prefix(Router):
     engines do (SGLang's keeps 2**26 characters). Prefixes are those that the trace knows of.
     """
 
-    def __init__(self, limits: PrefixRouting) -> None:
-        self.limits = limits
+    def __init__(self, seed: int, limits: PrefixRouting | None = None) -> None:
+        self.limits = limits or PrefixRouting()
         self._sent: dict[N, dict[N, N]] = {}
         """Instance -> node -> tokens from the start of the prompt to where it was sent."""
         self._tokens: dict[N, N] = {}
@@ -195,7 +195,7 @@ ROUTERS: dict[str, Callable[[int], Router]] = {
     "shortest-queue-tokens": ShortestQueueTokens,
     "least-loaded": LeastLoaded,
     "power-of-two": PowerOfTwo,
-    "prefix": lambda seed: Prefix(PrefixRouting()),
+    "prefix": Prefix,
 }
 
 
@@ -207,8 +207,8 @@ def make_router(name: str, seed: int, prefix: PrefixRouting | None = None) -> Ro
         seed: of its random choices.
         prefix: parameters of `prefix`.
     """
-    if name == "prefix" and prefix is not None:
-        return Prefix(prefix)
+    if name == "prefix":
+        return Prefix(seed, prefix)
     if name not in ROUTERS:
         raise BadInput(f"engine.router: unknown router {name!r}; valid: {', '.join(ROUTERS)}")
     return ROUTERS[name](seed)

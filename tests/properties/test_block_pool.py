@@ -121,9 +121,7 @@ class History:
         return self.rng.randint(1, request.target_tokens - request.prefilled)
 
     def _need(self, chunks: list[tuple[Request, int]]) -> int:
-        need = sum(
-            r.state == DECODING and self.cached[r.id] % self.size == 0 for r in self.running
-        )
+        need = sum(r.state == DECODING and self.cached[r.id] % self.size == 0 for r in self.running)
         for request, tokens in chunks:
             need += self.view.blocks_for(request.prefilled + tokens) - request.held_blocks
         return need
@@ -211,9 +209,7 @@ class History:
             for piece in pieces
             for at in range(piece.lo, piece.hi)
         )
-        theirs = Counter(
-            {key: len(same) for key, same in self.naive.known.items() if key[0] >= 0}
-        )
+        theirs = Counter({key: len(same) for key, same in self.naive.known.items() if key[0] >= 0})
         assert {key: n for key, n in ours.items() if key[0] >= 0} == theirs
         held = sum(self.view.blocks_for(self.cached[r.id]) for r in self.running)
         used = self.view.total_blocks - self.view.free_blocks
