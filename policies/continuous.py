@@ -185,11 +185,13 @@ class Continuous(Policy):
         size = view.block_size
         limit = self.chunk_limit
         cache = view.prefix_cache
-        look = None if cache is None else cache.prospect(view.growth_blocks, chunks)
+        look = None
         for request in view.waiting:
             if seats <= 0 or budget <= 0:
                 return
             tokens = request.target_tokens
+            if cache is not None and look is None and (request.prefix or request.preemptions):
+                look = cache.prospect(view.growth_blocks, chunks)
             if look is not None:
                 tokens -= look.cached(request)
             if tokens > limit:
@@ -221,11 +223,13 @@ class Continuous(Policy):
         size = view.block_size
         room = view.free_blocks - int(self.watermark * view.total_blocks)
         cache = None if self.padded else view.prefix_cache
-        look = None if cache is None else cache.prospect(0)
+        look = None
         batch: list[Request] = []
         charged = longest = 0
         for request in view.waiting:
             length = request.target_tokens
+            if cache is not None and look is None and (request.prefix or request.preemptions):
+                look = cache.prospect(0, [(r, r.target_tokens) for r in batch])
             if look is not None:
                 length -= look.cached(request)
             if self.count_padded:

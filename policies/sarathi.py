@@ -105,9 +105,11 @@ class Sarathi(Policy):
         kept_free = int(self.watermark * view.total_blocks)
         size = view.block_size
         cache = view.prefix_cache
-        look = None if cache is None else cache.prospect(view.growth_blocks, chunks)
+        look = None
         for request in view.waiting:
             length = request.target_tokens
+            if cache is not None and look is None and (request.prefix or request.preemptions):
+                look = cache.prospect(view.growth_blocks, chunks)
             if look is not None:
                 length -= look.cached(request)
             room -= -(-length // size) if look is None else look.admit(request, length)

@@ -30,7 +30,7 @@ class Piece:
     share. Blocks count from the start of the prompt.
     """
 
-    __slots__ = ("after", "ahead", "before", "hi", "lo", "node", "refs", "rest")
+    __slots__ = ("after", "ahead", "before", "heads", "hi", "lo", "node", "refs", "rest")
 
     def __init__(self, node: N, lo: N, hi: N, refs: N) -> None:
         self.node = node
@@ -43,7 +43,9 @@ class Piece:
         self.ahead: N = 0
         """Nameless free blocks between `before` and here."""
         self.rest: Piece | None = None
-        """What was split off behind it."""
+        """What was split off behind it; who holds that holds this, unless it is a head."""
+        self.heads: N = 0
+        """Holders that have this and not what it was split off from."""
 
 
 class BlockPool(PrefixCache):
@@ -65,7 +67,9 @@ class BlockPool(PrefixCache):
         self.ends = Piece(0, 0, 0, 0)
         """Both ends of the free list, a ring."""
         self.holding: dict[N, list[tuple[Piece, N]]] = {}
-        """Request id -> the pieces it holds, and where each ended when it got them."""
+        """Request id -> the pieces it holds: the first of each row of `rest`, and its end."""
+        self.last = self.ends
+        """The last piece that somebody was given."""
         self.listed: N = 0
         """Free blocks up to the last piece; those behind it are nameless."""
         self.freed: N = 0
@@ -190,7 +194,7 @@ class BlockPool(PrefixCache):
 
     # -- requests ---------------------------------------------------------------------------
 
-    def start(self, chunks: Sequence[Chunk], growth: N) -> list[Chunk]:
+    def start(self, chunks: Sequence[Chunk], growth: N) -> Sequence[Chunk]:
         """Let the prompts of a step begin where the cache ends; return the chunks with that.
 
         Blocks found are held from now on; a hit that would take more free blocks than there are is
@@ -200,6 +204,12 @@ class BlockPool(PrefixCache):
             chunks: those of the plan.
             growth: blocks that the decoding batch takes in the same step.
         """
+        for request, _ in chunks:
+            if request.prefix or request.preemptions:
+                return self._start(chunks, growth)
+        return chunks
+
+    def _start(self, chunks: Sequence[Chunk], growth: N) -> Sequence[Chunk]:
         size = self.size
         ahead = growth
         started: list[Chunk] = []
@@ -255,12 +265,15 @@ class BlockPool(PrefixCache):
 
     def _note(self, request: Request, piece: Piece) -> None:
         """Note that a request holds a piece, the next of its prompt."""
-        held = self.holding.get(request.id)
-        if held is None:
-            self.holding[request.id] = [(piece, piece.hi)]
+        held = self.holding.setdefault(request.id, [])
+        hi: N = piece.hi
+        if held and self.last.rest is piece:
+            held[-1] = (held[-1][0], hi)
         else:
-            held.append((piece, piece.hi))
-        request.known_blocks = piece.hi
+            piece.heads += 1
+            held.append((piece, hi))
+        self.last = piece
+        request.known_blocks = hi
 
     def release(self, request: Request) -> None:
         """Free a request's blocks for good: those that it shares can be found again."""
@@ -292,6 +305,7 @@ class BlockPool(PrefixCache):
         """Give up the shared blocks of a request, the last first."""
         held: list[Piece] = []
         for piece, hi in self.holding.pop(request.id):
+            piece.heads -= 1
             held.append(piece)
             while piece.hi < hi and piece.rest is not None:
                 piece = piece.rest
@@ -300,7 +314,24 @@ class BlockPool(PrefixCache):
             piece.refs -= 1
             if not piece.refs:
                 self._append(piece)
+            if piece.rest is not None and piece.rest.refs == piece.refs:
+                self._join(piece, piece.rest)
         request.known_blocks = 0
+
+    def _join(self, piece: Piece, rest: Piece) -> None:
+        """Undo a split, if both parts have the same holders, or are free side by side."""
+        if rest.lo == rest.hi:  # handed out
+            piece.rest = None
+            return
+        if rest.heads:
+            return
+        if not piece.refs:
+            if piece.before is not rest or piece.ahead:
+                return
+            piece.before, piece.ahead = rest.before, rest.ahead
+            rest.before.after = piece
+        piece.hi, piece.rest = rest.hi, rest.rest
+        self._forget(rest)
 
     def spare_copies(self) -> N:
         """Return how many blocks sharing saves now: references beyond the first."""

@@ -186,11 +186,14 @@ class Seats(View):
 
     def free(self, request: Request) -> None:
         """Free the blocks of a request."""
-        if self.pool is None:
-            self.free_blocks += request.held_blocks
-            request.held_blocks = 0
-        else:
+        if request.known_blocks and self.pool is not None:
             self.pool.release(request)
+            return
+        held = request.held_blocks
+        self.free_blocks += held
+        if self.pool is not None:
+            self.pool.freed += held
+        request.held_blocks = 0
 
     def give_back(self, blocks: N) -> None:
         """Free blocks that no request can find again."""
