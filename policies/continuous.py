@@ -103,6 +103,9 @@ class Continuous(Policy):
     Requests wait where the router put them or, with `queue: cluster`, in one queue for all: the
     instance that plans first takes what fits, also what another has preempted.
 
+    With prefix caching both admit a request by what is left of it after the hit; a padded `v0`
+    prefill has none.
+
     Deviations and assumptions: vLLM has a queue per engine; `queue: cluster` stands for a proxy
     that holds requests back until an engine has room. It has `fcfs` and `priority`; `sjf` and `edf`
     are the plain textbook rules, so a long prompt may wait for ever and a deadline already missed
@@ -182,20 +185,33 @@ class Continuous(Policy):
     def _admit_v1(self, view: View, chunks: list[tuple[Request, N]], budget: N, room: N) -> None:
         """Append chunks of waiting requests while seats, budget and blocks remain."""
         seats = self.max_num_seqs - view.num_running
+        if seats <= 0:
+            return
         size = view.block_size
         limit = self.chunk_limit
         whole = view.reserve_full_isl
+        cache = view.prefix_cache
+        look = None
         for request in view.waiting:
             if seats <= 0 or budget <= 0:
                 return
-            tokens = request.target_tokens
+            left = request.target_tokens
+            if cache is not None and look is None and (request.prefix or request.preemptions):
+                look = cache.prospect(view.growth_blocks, chunks)
+            if look is not None:
+                left -= look.cached(request)
+            tokens = left
             if tokens > limit:
                 tokens = limit
             if tokens > budget:
                 tokens = budget
-            if whole and -(-request.target_tokens // size) > room:
-                return
-            room -= -(-tokens // size)
+            blocks = -(-tokens // size) if look is None else look.admit(request, tokens)
+            if whole and tokens < left:
+                total = request.target_tokens
+                later = -(-total // size) - -(-(total - left + tokens) // size)
+                if blocks + later > room:
+                    return
+            room -= blocks
             if room < 0:
                 return
             chunks.append((request, tokens))
@@ -219,16 +235,22 @@ class Continuous(Policy):
         seats = self.max_num_seqs - view.num_running
         size = view.block_size
         room = view.free_blocks - int(self.watermark * view.total_blocks)
+        cache = None if self.padded else view.prefix_cache
+        look = None
         batch: list[Request] = []
         charged = longest = 0
         for request in view.waiting:
             length = request.target_tokens
+            if cache is not None and look is None and (request.prefix or request.preemptions):
+                look = cache.prospect(0, [(r, r.target_tokens) for r in batch])
+            if look is not None:
+                length -= look.cached(request)
             if self.count_padded:
                 longest = max(longest, length)
                 charged = longest * (len(batch) + 1)
             else:
                 charged += length
-            room -= -(-length // size)
+            room -= -(-length // size) if look is None else look.admit(request, length)
             if room < 0 or (batch and charged > self.max_num_batched_tokens):
                 break
             batch.append(request)

@@ -145,7 +145,7 @@ class Failures:
         request.home = None
         request.state = WAITING
         request.seq = request.stamp = request.source = -1
-        request.prefilled = request.held_blocks = 0
+        request.prefilled = request.held_blocks = request.known_blocks = 0
         request.target_tokens = request.input_len + request.emitted
         self.held[request.id] = request
 

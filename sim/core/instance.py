@@ -460,6 +460,8 @@ class Instance(Seats):
                 return False
             self._launch_decode(now, 1)
             return True
+        if self.pool is not None and not padded:
+            chunks = self.pool.start(chunks, growth)
         new = context = quad = longest = 0
         room = self.free_blocks
         size = self.block_size
@@ -574,14 +576,18 @@ class Instance(Seats):
         self.kv_tokens += steps * self.batch
 
     def _end_chunks(self, now: int) -> None:
+        prefilling = self.prefilling
         for request, tokens in self.chunks:
-            request.prefilled += tokens
-            if request.prefilled < request.target_tokens:
-                self.prefilling[request.id] = request
-                self.partial_tokens += tokens
+            before = request.prefilled
+            total = before + tokens
+            request.prefilled = total
+            begun = before and request.id in prefilling
+            if total < request.target_tokens:
+                prefilling[request.id] = request
+                self.partial_tokens += tokens if begun else total
                 continue
-            if tokens != request.target_tokens:
-                del self.prefilling[request.id]
-                self.partial_tokens -= request.prefilled - tokens
+            if begun:
+                del prefilling[request.id]
+                self.partial_tokens -= before
             self.first_token(request, now)
         self.chunks = ()

@@ -118,7 +118,7 @@ class RequestLog:
             request.prefill_instance,
             request.decode_instance,
             request.preemptions,
-            0,
+            request.cached_tokens,
             request.retries + request.failures,
             status,
             request.arrival_s,
@@ -265,7 +265,8 @@ class RunRecord:
         end_s: when the last request left, or the horizon.
         counters: `preemptions_recompute`, `preemptions_swap`, `oom_events`, `extrapolated_steps`,
             `swap_out_blocks`, `swap_in_blocks`, `failures` (of an instance, or of all lanes of a
-            pipeline).
+            pipeline); with prefix caching `prefix_recomputed_tokens` (what preempted requests had
+            to cover again) and `prefix_recovered_tokens` (those of them still cached).
         instances: per instance a dict with `id role tp gpu total_blocks block_size`.
         outages: one for each time an instance was down.
         events: SimPy events, plan calls and spans of the run: for the benchmark, never in results.

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from heapq import heappush
 from typing import TYPE_CHECKING
 
+from sim.core.blocks import BlockPool
 from sim.core.records import StepLog
 from sim.types import FS_PER_S, Decode, N, PlanError, Policy, Preemption, Request, View, to_fs
 from sim.types.request import (
@@ -52,6 +53,7 @@ class Seats(View):
         "output_len",
         "partial_tokens",
         "policy",
+        "pool",
         "preempting",
         "shared",
         "sim",
@@ -73,6 +75,10 @@ class Seats(View):
         )
         self.spec = spec
         self.policy = policy
+        self.pool: BlockPool | None = None
+        """What of the KV cache can be found again; None: nothing."""
+        if sim.settings.enable_prefix_caching and sim.settings.padding != "batch":
+            self.prefix_cache = self.pool = BlockPool(self)
         self.hands_over = spec.role == "prefill" or policy.places_decode
         """Whether a prompt's end asks the policy where the request decodes."""
         self.sim = sim
@@ -162,6 +168,8 @@ class Seats(View):
     def wipe(self) -> None:
         """Hold nothing: the instance has failed, and its requests have been taken from it."""
         self.free_blocks = self.total_blocks
+        if self.pool is not None:
+            self.pool.clear()
         self.free_swap_blocks = self.total_swap_blocks
         self.held_blocks = self.ready_blocks = 0
         self.prefilling.clear()
@@ -191,9 +199,25 @@ class Seats(View):
 
     def release(self, request: Request) -> None:
         """Free the blocks and the seat of a request that is in no batch any more."""
-        self.free_blocks += request.held_blocks
-        request.held_blocks = 0
+        self.free(request)
         del self.running[request.id]
+
+    def free(self, request: Request) -> None:
+        """Free the blocks of a request."""
+        if request.known_blocks and self.pool is not None:
+            self.pool.release(request)
+            return
+        held = request.held_blocks
+        self.free_blocks += held
+        if self.pool is not None:
+            self.pool.freed += held
+        request.held_blocks = 0
+
+    def give_back(self, blocks: N) -> None:
+        """Free blocks that no request can find again."""
+        self.free_blocks += blocks
+        if self.pool is not None:
+            self.pool.freed += blocks
 
     # -- the decoding batch -----------------------------------------------------------------
 
@@ -350,7 +374,7 @@ class Seats(View):
         if self.bridge.pop(request.id, None) is None:
             del self.in_transfer[request.id]
             reserved = self.blocks_for(request.prefilled)
-            self.free_blocks += reserved
+            self.give_back(reserved)
             self.ready_blocks -= reserved
             self.sim.links.cancel(request, source, self, now)
         source.transfer_left(request, now)
@@ -358,8 +382,8 @@ class Seats(View):
 
     def transfer_left(self, request: Request, now: int) -> None:
         """The KV of a request has been copied away: its blocks are free."""
-        self.free_blocks += request.held_blocks
         self.held_blocks -= request.held_blocks
+        self.free(request)
         self.wake(now)
 
     def transfer_arrived(self, request: Request, now: int) -> None:
@@ -370,7 +394,7 @@ class Seats(View):
         if self.late_token:
             request.prefilled -= 1  # the last prompt token is computed again
         request.held_blocks = self.blocks_for(request.prefilled)
-        self.free_blocks += reserved - request.held_blocks
+        self.give_back(reserved - request.held_blocks)
         self.ready_blocks -= reserved - request.held_blocks
         if request.transfer_end_fs < 0:
             request.transfer_end_fs = now
@@ -427,9 +451,12 @@ class Seats(View):
         if decoding:
             request.prefilled = self.quit(request)
         held = request.held_blocks
+        swap = preemption.swap and decoding and held <= self.free_swap_blocks
+        if self.pool is not None and not swap:
+            self.pool.keep(request)
         self._drop(request)
         request.preemptions += 1
-        if preemption.swap and decoding and held <= self.free_swap_blocks:
+        if swap:
             self.sim.preemptions_swap += 1
             request.held_blocks = held
             request.state = SWAPPED
@@ -500,7 +527,7 @@ class Seats(View):
         elif request.state == READY:
             del self.ready[request.id]
             self.ready_blocks -= request.held_blocks
-            self.free_blocks += request.held_blocks
+            self.free(request)
         else:
             self._drop(request)
         self.sim.leave(request, self, -1, request.emitted)

@@ -8,6 +8,7 @@ from sim.core.executor import Executor
 from sim.core.misses import MissLimit
 from sim.core.outages import Outages
 from sim.core.predictors import LengthPredictor
+from sim.core.routers import PrefixRouting
 from sim.types import CostModel, N
 
 
@@ -95,6 +96,9 @@ class Settings:
             longer.
         first_token: `prefill` (the first token leaves when the prompt is done) or `decode` (the
             decode instance emits it after the transfer and one step, as vLLM's P/D proxy does).
+        enable_prefix_caching: blocks can be found again by requests that begin alike, and by those
+            that were preempted.
+        prefix_routing: parameters of the router `prefix`.
     """
 
     def __init__(
@@ -118,6 +122,8 @@ class Settings:
         note_queued: bool = False,
         reserve_full_isl: bool = False,
         first_step_s: float = 0.0,
+        enable_prefix_caching: bool = False,
+        prefix_routing: PrefixRouting | None = None,
         ttft_slo_s: Sequence[float] = (),
         e2e_slo_s: Sequence[float] = (),
         predictor: LengthPredictor | None = None,
@@ -131,6 +137,8 @@ class Settings:
             raise ValueError("an executor's steps are formed when the last has ended: not ahead")
         if executor is not None and outages is not None:
             raise ValueError("an executor's device does not fail on demand: no outages")
+        if executor is not None and enable_prefix_caching:
+            raise ValueError("an executor computes every prompt: no prefix caching")
         self.fuse_steps = fuse_steps
         self.padding = padding
         self.router = router
@@ -150,6 +158,8 @@ class Settings:
         self.note_queued = note_queued
         self.reserve_full_isl = reserve_full_isl
         self.first_step_s = first_step_s
+        self.enable_prefix_caching = enable_prefix_caching
+        self.prefix_routing = prefix_routing or PrefixRouting()
         self.ttft_slo_s = ttft_slo_s
         self.e2e_slo_s = e2e_slo_s
         self.predictor = predictor

@@ -219,7 +219,7 @@ class StaticBatch:
             self._crash(now)
             return False
         self._release(now)
-        self.instance.free_blocks += self.held
+        self.instance.give_back(self.held)
         self.instance.static = None
         return True
 
@@ -276,7 +276,7 @@ class StaticBatch:
     def _crash(self, now: int) -> None:
         """Out of memory: put the rows that are left back in front and restart the instance."""
         instance = self.instance
-        instance.free_blocks += self.held
+        instance.give_back(self.held)
         instance.sim.oom_events += 1
         lost = {request.id for _, request, _ in self.rows[self.left :]}
         for request in reversed(self.requests):

@@ -10,6 +10,7 @@ from typing import cast
 import policies
 from sim.core.inbox import check_ahead
 from sim.core.predictors import LengthPredictor, make_predictor
+from sim.core.routers import PrefixRouting
 from sim.core.simulation import ROLE_ORDER
 from sim.core.spec import InstanceSpec, Settings
 from sim.costs.build import InstanceCost, instance_cost
@@ -111,6 +112,13 @@ def settings(
     """Return how the engine runs `trace` under `policy`; without `failure_seed` nothing fails."""
     engine = experiment.engine
     link = experiment.cluster.link
+    if trace.prefix_group is not None and trace.prefix_len is None:
+        what = "enable_prefix_caching" if engine.enable_prefix_caching else "router"
+        if engine.enable_prefix_caching or engine.router == "prefix":
+            raise BadInput(
+                f"{experiment.workload.source}: has prefix_group but no shared_prefix_tokens (or "
+                f"prefix_len), which engine.{what} needs"
+            )
     closed = experiment.workload.arrivals
     if not isinstance(closed, Closed):
         closed = None
@@ -134,6 +142,8 @@ def settings(
         reserve_full_isl=engine.scheduler_reserve_full_isl,
         first_step_s=engine.first_step_ms / MS_PER_S,
         note_queued=engine.ttft_clock == ENGINE,
+        enable_prefix_caching=engine.enable_prefix_caching,
+        prefix_routing=PrefixRouting(**engine.prefix_routing.model_dump()),
         ttft_slo_s=_bounds_s(experiment, trace, "ttft_ms"),
         e2e_slo_s=_bounds_s(experiment, trace, "e2e_ms"),
         predictor=_predictor(experiment, policy, trace, router_seed),

@@ -69,6 +69,20 @@ class PredictorConfig(Section):
     tokens: int = Field(256, ge=1, description="of constant, tokens")
 
 
+class PrefixRoutingConfig(Section):
+    """Parameters of the router `prefix`; names and values of SGLang's router."""
+
+    cache_threshold: float = Field(
+        0.3, ge=0, le=1, description="share of the prompt that has to match before it decides"
+    )
+    balance_abs_threshold: int = Field(
+        64, ge=0, description="so many more requests on the busiest instance: load decides"
+    )
+    balance_rel_threshold: float = Field(
+        1.5, ge=1, description="and the ratio of busiest to idlest above which it does"
+    )
+
+
 class ClusterConfig(Section):
     """What there is to serve with."""
 
@@ -170,7 +184,15 @@ class EngineConfig(Section):
     padding: Literal["none", "batch", "policy"] = Field(
         "policy", description="prompt batches: never padded, always, or as the policy says"
     )
+    enable_prefix_caching: bool = Field(
+        False,
+        description="requests that begin alike share KV blocks, and freed blocks are found again "
+        "(vLLM V1: on)",
+    )
     router: str = Field("round-robin", description="which instance a request goes to")
+    prefix_routing: PrefixRoutingConfig = Field(
+        PrefixRoutingConfig(), description="limits of router: prefix"
+    )
     decode_router: str = Field(
         "least-loaded", description="which decode instance a prefilled request goes to"
     )
@@ -221,6 +243,25 @@ class EngineConfig(Section):
         if name not in ROUTERS:
             raise ValueError(f"unknown router; valid: {', '.join(ROUTERS)}")
         return name
+
+    @field_validator("decode_router")
+    @classmethod
+    def _decode_router_knows_load(cls, name: str) -> str:
+        if name == "prefix":
+            raise ValueError(
+                "a KV cache that moves is copied whole: prefix is for router only; valid: "
+                + ", ".join(router for router in ROUTERS if router != name)
+            )
+        return name
+
+    @model_validator(mode="after")
+    def _caching_needs_ragged_prompts(self) -> EngineConfig:
+        if self.enable_prefix_caching and self.padding == "batch":
+            raise ValueError(
+                "enable_prefix_caching: true and padding: batch exclude each other: a padded "
+                "prompt is computed whole; valid padding: none, policy"
+            )
+        return self
 
 
 class RunConfig(Section):

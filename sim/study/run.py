@@ -185,6 +185,7 @@ def saturation_rate(experiment: Experiment) -> float:
     }
     if _is_file(data["source"]):
         data |= {"source": "mixed", "mixture": {data["source"]: 1.0}}
+        data |= {"prefix_blocks": None, "hash_block_tokens": None}
     full = replace(
         experiment,
         workload=WorkloadConfig.model_validate(data),

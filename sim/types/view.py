@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from sim.types.costs import CostModel
 from sim.types.plans import Decode, Mixed, Plan, Prefill, RunToCompletion
+from sim.types.prefix import PrefixCache
 from sim.types.queues import Fifo, WaitQueue
 from sim.types.request import DECODING, Request
 from sim.types.units import FS_PER_S, N
@@ -40,6 +41,7 @@ class View:
         "phases",
         "preempted_last_step",
         "prefilling",
+        "prefix_cache",
         "ready",
         "ready_blocks",
         "reserve_full_isl",
@@ -69,6 +71,8 @@ class View:
         self.block_size = block_size
         self.total_blocks = total_blocks
         self.free_blocks = total_blocks
+        self.prefix_cache: PrefixCache | None = None
+        """What later requests may find again; None: nothing (`engine.enable_prefix_caching`)."""
         self.total_swap_blocks = total_swap_blocks
         self.free_swap_blocks = total_swap_blocks
         self.now_s = 0.0

@@ -13,6 +13,7 @@ from typing import Any
 
 from knotted import decode_price
 
+from sim.core.blocks import Piece
 from sim.core.instance import Instance
 from sim.core.spec import Settings
 from sim.types import (
@@ -201,11 +202,35 @@ def _check_blocks(view: View, decoding: list[Request], cached: list[int]) -> Non
     assert view.ready_blocks >= sum(r.blocks for r in view.ready.values())
     assert bool(pulled) or not view.ready_blocks
     used += view.held_blocks + view.ready_blocks
+    if isinstance(view, Instance) and view.pool is not None:
+        used -= view.pool.spare_copies()
+        check_pool(view)
     assert used + view.free_blocks == view.total_blocks
     swapped = sum(r.blocks for r in view.swapped.values())
     assert view.free_swap_blocks >= 0
     assert swapped + view.free_swap_blocks == view.total_swap_blocks
     assert getattr(view, "partial_tokens", 0) == sum(r.prefilled for r in partial)
+
+
+def check_pool(view: Instance) -> None:
+    """The pool's list of free blocks is whole, and what it knows is held or free, each once."""
+    pool = view.pool
+    assert pool is not None
+    pool.sync()
+    listed, piece = 0, pool.ends.after
+    free: set[Piece] = set()
+    while piece is not pool.ends:
+        assert piece.after.before is piece
+        assert piece.refs == 0
+        listed += piece.ahead + piece.hi - piece.lo
+        free.add(piece)
+        piece = piece.after
+    assert listed == pool.listed <= view.free_blocks
+    known = [(node, piece) for node, pieces in pool.nodes.items() for piece in pieces]
+    assert all(piece.node == node and piece.lo < piece.hi for node, piece in known)
+    assert {piece for _, piece in known if not piece.refs} == free
+    refs = sum((piece.hi - piece.lo) * piece.refs for _, piece in known)
+    assert refs == sum(held[-1][1] for held in pool.holding.values())
 
 
 def _check_growth(view: View, cached: list[int]) -> None:
@@ -309,12 +334,24 @@ def charged_lens(plan: Prefill | RunToCompletion, settings: Settings) -> list[in
     return [max(lens)] * len(lens) if padded else lens
 
 
+def _may_hit(plan: Plan | None) -> bool:
+    """Whether prompts may begin where the cache ends, so that the plan does not say how long."""
+    requests: list[Request] = []
+    if isinstance(plan, Mixed):
+        requests = [r for r, _ in plan.chunks]
+    elif isinstance(plan, Prefill):
+        requests = list(plan.requests)
+    return any(not r.prefilled and (r.prefix or r.preemptions) for r in requests)
+
+
 def expected_price(view: View, plan: Plan | None, settings: Settings) -> int | None:
     """Return the femtoseconds of the plan's first step, by the definitions of `CostModel`.
 
     None where the plan first changes the batch, or nothing runs.
     """
     cost = view.cost
+    if isinstance(view, Instance) and view.pool is not None and _may_hit(plan):
+        return None
     if isinstance(plan, Decode):
         if plan.changes or not view.num_decoding:
             return None

@@ -104,7 +104,7 @@ def test_the_fit_finds_what_was_put_in(tmp_path):
     run = served(tmp_path / "run.csv", *(f"engine.{k}={v}" for k, v in put.items()), n=120)
     found = fit_constants(run, lambda more: experiment(run, *more), list(put), np.arange(120))
     for name, value in put.items():
-        assert found.values_ms[name] == pytest.approx(value, rel=0.05), name
+        assert found.values_ms[name] == pytest.approx(value, rel=0.1), name
         assert found.errors_ms[name] < 0.2 * value
     assert found.after < 0.01 * found.before
     assert found.provenance == "fitted on rows 0-119 (120 requests) of run"
