@@ -24,7 +24,7 @@ from policies.base import (
 from policies.parts.orders import lowest_rank, ordered_queue
 
 GO_ON = Decode()
-V0_ONLY = ("watermark", "token_count", "padded", "preemption_mode")
+V0_ONLY = ("watermark", "token_count", "padded", "max_paddings", "preemption_mode")
 V1_ONLY = ("long_prefill_token_threshold",)
 
 
@@ -56,6 +56,12 @@ class ContinuousConfig(Config):
         "sum", description="how a prefill batch counts against the budget (v0)"
     )
     padded: bool = Field(False, description="pad prefill batches, as early vLLM did (v0)")
+    max_paddings: int | None = Field(
+        None,
+        ge=0,
+        description="padding tokens of a prefill batch, at most; null: no limit; vLLM 0.2-0.3: "
+        "256 (v0)",
+    )
     preemption_mode: Literal["recompute", "swap"] = Field(
         "recompute", description="what happens to a victim's KV blocks (v0)"
     )
@@ -93,7 +99,9 @@ class Continuous(Policy):
     Decision rule, `v0`: if nothing is swapped out and some waiting prompts fit (whole, in order,
     leaving the watermark free), a step with only those prefills; else one decode step. Victims are
     the latest arrivals, recomputed or swapped to host memory; swapped requests come back before any
-    new prefill.
+    new prefill. `padded`, `token_count: padded` and `max_paddings: 256` are vLLM 0.2.2 to 0.3:
+    prompts of one step are padded to the longest, and the next one has to wait if that would take
+    more than 256 padding tokens.
 
     Both take waiting requests by `order`. With `sjf` and `edf` (no deadline: last) preempted
     requests stand in front, as with `fcfs`; with `priority`, as in vLLM, they go back to their rank
@@ -140,6 +148,7 @@ class Continuous(Policy):
         self.watermark = config.watermark
         self.count_padded = config.token_count == "padded"
         self.padded = config.padded
+        self.max_paddings: N = -1 if config.max_paddings is None else config.max_paddings
         self.swap = config.preemption_mode == "swap" and not self.v1
 
     def new_queue(self) -> WaitQueue:
@@ -238,20 +247,21 @@ class Continuous(Policy):
         cache = None if self.padded else view.prefix_cache
         look = None
         batch: list[Request] = []
-        charged = longest = 0
+        charged = longest = tokens = 0
         for request in view.waiting:
             length = request.target_tokens
             if cache is not None and look is None and (request.prefix or request.preemptions):
                 look = cache.prospect(0, [(r, r.target_tokens) for r in batch])
             if look is not None:
                 length -= look.cached(request)
-            if self.count_padded:
-                longest = max(longest, length)
-                charged = longest * (len(batch) + 1)
-            else:
-                charged += length
+            tokens += length
+            longest = max(longest, length)
+            rectangle = longest * (len(batch) + 1)
+            charged = rectangle if self.count_padded else tokens
             room -= -(-length // size) if look is None else look.admit(request, length)
             if room < 0 or (batch and charged > self.max_num_batched_tokens):
+                break
+            if 0 <= self.max_paddings < rectangle - tokens:
                 break
             batch.append(request)
             if len(batch) == seats:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -79,6 +80,7 @@ def validate(
     given = Settings() if server_log is None else read_log(server_log)
     if engine is not None:
         given = read_engine(engine, measured.name).over(given)
+    measured = replace(measured, notes=(*measured.notes, *given.notes))
     typed = overrides or []
 
     def experiment(more: Sequence[str] = ()) -> Experiment:

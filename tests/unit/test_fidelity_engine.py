@@ -31,7 +31,10 @@ def test_a_csv_row_is_vllms_own_arguments(tmp_path):
             "model": "llama-3.1-8b",
         },
     }
-    assert found.notes == ("enforce_eager=True is not modelled", "kv_cache_dtype=fp8 is not modelled")
+    assert found.notes == (
+        "enforce_eager=True is not modelled",
+        "kv_cache_dtype=fp8 is not modelled",
+    )
     assert set(found.origins.values()) == {str(path)}
 
 
@@ -75,7 +78,9 @@ def test_bad_yaml(tmp_path, text, said):
 
 V1_LOG = """
 INFO 01-01 [api_server.py:1] vLLM API server version 0.19.0
-INFO 01-01 [core.py:1] Initializing a V1 LLM engine (v0.19.0) with config: model='meta-llama/Llama-3.1-8B', max_seq_len=8192, tensor_parallel_size=2, enable_prefix_caching=True,
+INFO 01-01 [core.py:1] Initializing a V1 LLM engine (v0.19.0) with config: \
+model='meta-llama/Llama-3.1-8B', max_seq_len=8192, tensor_parallel_size=2, \
+enable_prefix_caching=True,
 INFO 01-01 [kv_cache_utils.py:1] GPU KV cache size: 412,352 tokens
 INFO 01-01 [kv_cache_utils.py:1] Maximum concurrency for 8,192 tokens per request: 50x
 """

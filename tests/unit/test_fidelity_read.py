@@ -126,7 +126,8 @@ def test_results_of_another_tool_name_a_missing_field(tmp_path):
 
 # -- tables -------------------------------------------------------------------------------------
 
-TABLE = """run,request,arrived_at_s,prompt_tokens,output_tokens,ttft_ms,tpot_ms,latency_ms,prefix_group,shared_prefix_tokens
+TABLE = """run,request,arrived_at_s,prompt_tokens,output_tokens,ttft_ms,tpot_ms,latency_ms,\
+prefix_group,shared_prefix_tokens
 a,7,1.0,40,3,100,10,120,0,32
 a,3,0.5,50,1,90,0,90,0,0
 b,1,0.0,10,2,50,5,55,,0

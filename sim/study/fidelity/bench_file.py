@@ -79,6 +79,7 @@ def read_bench(path: Path, seed: int | None = None) -> Measured:
         arrivals=kind,  # type: ignore[arg-type]
         concurrency=concurrency if kind == "closed" else None,
         hints={known: result[key] for key, known in HINTS.items() if result.get(key)},
+        clock="client",
         notes=tuple(notes),
     )
 

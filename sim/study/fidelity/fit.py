@@ -238,7 +238,7 @@ def counts_of(made: Replayed, names: Sequence[str]) -> Counts:
     the API latency before its first token.
     """
     columns = made.record.requests
-    start = columns["queued_s"] if made.clock == "engine" else columns["arrival_s"]
+    start = columns[made.experiment.engine.clock.since]
     home = np.maximum(columns["decode_instance"], columns["prefill_instance"])
     gaps = np.maximum(columns["emitted_tokens"] - 1, 1)[:, None]
     ttft = np.zeros((len(start), len(names)))

@@ -39,6 +39,7 @@ class Measured:
             (a fixed number of clients, each waiting for its answer).
         concurrency: clients, for `closed`.
         hints: what the file says about the engine, by the file's own names.
+        clock: whose watch the latencies are by, `client` or `engine`; None: not known, `client`.
         notes: what a reader of any output must be told.
     """
 
@@ -49,6 +50,7 @@ class Measured:
     arrivals: Literal["measured", "reconstructed", "closed"] = "measured"
     concurrency: int | None = None
     hints: Mapping[str, Any] = field(default_factory=dict)
+    clock: str | None = None
     notes: tuple[str, ...] = ()
 
     @property

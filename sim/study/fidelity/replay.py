@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,10 +15,14 @@ from sim.costs.catalogue import gpus, models
 from sim.study.build import Setup, build, settings
 from sim.study.config import COMMAND_LINE, Experiment, Origins, overridden, resolve
 from sim.study.fidelity.engine_file import Settings, from_arguments
-from sim.study.fidelity.measured import MS_PER_S, Floats, Measured
+from sim.study.fidelity.measured import Floats, Measured
 from sim.study.notices import notices
 from sim.study.run import router_seed
+from sim.study.statistics.clock import CLIENT, Clock
 from sim.types import BadInput
+
+POLICY = "continuous"
+"""What serves if neither the settings nor a preset say."""
 
 BASE = "bucketsim validate"
 """Origin of what a replay needs and nobody else says."""
@@ -50,7 +55,7 @@ class Replayed:
     @property
     def clock(self) -> str:
         """Since when TTFT and E2E count: `client` (arrival) or `engine` (the scheduler sees it)."""
-        return ttft_clock(self.experiment)
+        return self.experiment.engine.ttft_clock
 
     @property
     def steps(self) -> int:
@@ -91,7 +96,9 @@ def experiment_of(measured: Measured, given: Settings, overrides: Sequence[str] 
     hints = from_arguments(measured.hints, str(measured.path))
     found = given.over(hints).over(_base(measured))
     data = found.nested()
-    _check_known(measured, overridden(data, overrides))
+    if overridden(deepcopy(data), overrides).get("engine", {}).get("preset") is None:
+        data["policy"] = {"name": POLICY, **data.get("policy", {})}
+    _check_known(measured, overridden(deepcopy(data), overrides))
     experiment = resolve(data, BASE, overrides)
     own = {k: v for k, v in found.origins.items() if not _overridden(k, overrides)}
     merged = {**experiment.origins.given, **_leaves(own, experiment.origins)}
@@ -105,7 +112,7 @@ def replay(measured: Measured, experiment: Experiment) -> Replayed:
     trace = measured.trace
     how = settings(experiment, setup.policy, trace, router_seed(experiment, 0))
     record = simulate(trace, setup.policy, setup.specs, how)
-    latency = simulated_latency_ms(record.requests, ttft_clock(experiment))
+    latency = simulated_latency_ms(record.requests, experiment.engine.clock)
     last = float(np.nanmax(record.requests["finish_s"], initial=0.0))
     first = float(np.nanmin(record.requests["arrival_s"], initial=np.inf))
     told = notices(setup.notes, [{}], [record], same_requests=False, saturation="stable")
@@ -121,22 +128,10 @@ def replay(measured: Measured, experiment: Experiment) -> Replayed:
     )
 
 
-def ttft_clock(experiment: Experiment) -> str:
-    """Return `client` or `engine`."""
-    return str(getattr(experiment.engine, "ttft_clock", "client"))
-
-
-def simulated_latency_ms(columns: Mapping[str, Any], clock: str) -> dict[str, Floats]:
-    """Return the three latencies of a record's requests, by request id; NaN: did not finish.
-
-    Args:
-        columns: of the record.
-        clock: `client`: from arrival; `engine`: from when the scheduler saw the request.
-    """
+def simulated_latency_ms(columns: Mapping[str, Any], clock: Clock) -> dict[str, Floats]:
+    """Return the three latencies of a record's requests, by request id; NaN: did not finish."""
     done = columns["status"] == "finished"
-    start = columns["queued_s"] if clock == "engine" else columns["arrival_s"]
-    e2e = np.where(done, (columns["finish_s"] - start) * MS_PER_S, np.nan)
-    ttft = np.where(done, (columns["first_token_s"] - start) * MS_PER_S, np.nan)
+    ttft, e2e = (np.where(done, ms, np.nan) for ms in clock.latencies_ms(columns))
     gaps = columns["emitted_tokens"] - 1
     tpot = np.full(len(gaps), np.nan)
     np.divide(e2e - ttft, gaps, out=tpot, where=gaps > 0)
@@ -147,10 +142,10 @@ def _base(measured: Measured) -> Settings:
     """Return what a replay needs besides the engine."""
     values: dict[str, Any] = {
         "cluster.count": 1,
-        "policy.name": "continuous",
         "workload.source": str(measured.path),
         "run.replications": 1,
         "run.steps": True,
+        "engine.ttft_clock": measured.clock or CLIENT,
     }
     if measured.arrivals == "closed":
         closed = {"process": "closed", "concurrency": measured.concurrency}

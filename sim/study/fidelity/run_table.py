@@ -2,7 +2,8 @@
 
 Columns `prompt_tokens output_tokens arrived_at_s` (also `input_len output_len arrival_s`), the
 measured `ttft_ms` and `latency_ms` (or `tpot_ms`), and optionally `run`, `request`, `prefix_group`
-and `shared_prefix_tokens`.
+and `shared_prefix_tokens`. Only an engine knows how long a request queued: a table with `queue_ms`
+is by the engine's clock, unless `engine.ttft_clock` says otherwise.
 """
 
 from __future__ import annotations
@@ -91,6 +92,7 @@ def read_table(path: Path, run: str | None = None) -> Measured:
         trace=trace,
         latency_ms=latencies_ms(columns["ttft_ms"], columns["e2e_ms"], outputs),
         hints={"run": name, **_hints(frame)},
+        clock="engine" if "queue_ms" in frame else None,
         notes=notes,
     )
     if "prefix_group" in columns and "prefix_len" in columns:
