@@ -65,9 +65,7 @@ def test_a_preempted_request_finds_what_nobody_has_taken():
     1. The second needs 9 tokens, 3 blocks, and 2 are free until the first ends. Then it finds
     block 0, 4 tokens, and prefills 5: 15 ms, until 202.7; and 22 + K/10 ms with K = 9 to 14, 138.9.
     """
-    done = replay(
-        [(0, 8, 8), (0, 8, 8)], policy("continuous"), blocks=5, prefixes=[ALONE, ALONE]
-    )
+    done = replay([(0, 8, 8), (0, 8, 8)], policy("continuous"), blocks=5, prefixes=[ALONE, ALONE])
     done.check(Row(0, 0, 26, 187.7, 8), Row(0, 0, 26, 341.6, 8, preemptions=1))
     assert done.fused.requests["cached_tokens"].tolist() == [0, 0]
     assert done.counters["prefix_recomputed_tokens"] == 9

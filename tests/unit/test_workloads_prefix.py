@@ -73,7 +73,9 @@ def test_mooncake_covers_the_whole_prompt(tmp_path):
     trace = read_trace(path)
     assert (trace.block_hashes, trace.hash_block_tokens) == (((1, 2, 3),), 512)
     path.write_text(json.dumps(row) + "\n" + json.dumps({**row, "hash_ids": [1, 2]}))
-    with pytest.raises(BadInput, match="row 2: hash_ids has 2 ids, the prompt of 1025 tokens has 3"):
+    with pytest.raises(
+        BadInput, match="row 2: hash_ids has 2 ids, the prompt of 1025 tokens has 3"
+    ):
         read_trace(path)
 
 
