@@ -154,7 +154,8 @@ def replay(
 ) -> Replay:
     """Run (arrival in ms, input_len, output_len) rows fused and step by step.
 
-    `prefixes` are (group, shared tokens) of each row, and switch prefix caching on. Both runs must agree in everything, and a drained run must leave nothing behind.
+    `prefixes` are (group, shared tokens) of each row, and switch prefix caching on. Both runs must
+    agree in everything, and a drained run must leave nothing behind.
     """
     trace = Trace(
         np.array([r[1] for r in requests]),

@@ -60,10 +60,10 @@ def test_a_preempted_request_finds_what_nobody_has_taken():
     """5 blocks, two prompts of 8 tokens, 8 tokens to emit each, nothing shared.
 
     0-26: both prefill (10 + 16), 4 blocks. Both want a third, 1 is free: the second is preempted,
-    its blocks free in the order 1, 0 behind the free one. The first goes on alone: 22 + K/10 ms with
-    K = 8 to 14, 161.7 ms, until 187.7; at 8 it takes the nameless block, at 12 the preempted block
-    1. The second needs 9 tokens, 3 blocks, and 2 are free until the first ends. Then it finds
-    block 0, 4 tokens, and prefills 5: 15 ms, until 202.7; and 22 + K/10 ms with K = 9 to 14, 138.9.
+    its blocks free in the order 1, 0 behind the free one. The first goes on alone: 22 + K/10 ms
+    with K = 8 to 14, 161.7 ms, until 187.7; at 8 it takes the nameless block, at 12 the preempted
+    block 1. The second needs 9 tokens, 3 blocks, and 2 are free until the first ends. Then it finds
+    block 0, 4 tokens, and prefills 5: 15 ms, until 202.7; 22 + K/10 with K = 9 to 14 is 138.9.
     """
     done = replay([(0, 8, 8), (0, 8, 8)], policy("continuous"), blocks=5, prefixes=[ALONE, ALONE])
     done.check(Row(0, 0, 26, 187.7, 8), Row(0, 0, 26, 341.6, 8, preemptions=1))
