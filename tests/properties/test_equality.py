@@ -3,6 +3,8 @@
 Both runs are audited: before every plan all counters are recomputed naively (`audit.py`).
 """
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from record_checks import assert_same, run
@@ -40,6 +42,25 @@ def test_fused_equals_step_by_step_400(policy, record_property):
     figure = f"{FULL} random configurations, records, counters and steps identical"
     record_property("evidence", f"fused = step by step, {policy}: {figure}")
     equal(policy, range(FULL))
+
+
+@pytest.mark.parametrize("policy", ["continuous", "sarathi", "orca", "distserve"])
+def test_prefix_caching_changes_nothing_where_nothing_is_found(policy):
+    """Nobody shares, nobody is preempted or put back: the same decisions with and without."""
+    alike = 0
+    for seed in range(40):
+        case = scenario(seed, policy)
+        trace = replace(case.trace, prefix_group=None, prefix_len=None, block_hashes=None)
+        options = case.options | {"enable_prefix_caching": False, "outages": None}
+        off = run(case.but(trace=trace, options=options)).record
+        on = run(case.but(trace=trace, options=options | {"enable_prefix_caching": True})).record
+        if off.requests["preemptions"].any():
+            continue
+        assert on.counters.pop("prefix_recomputed_tokens", 0) == 0
+        assert on.counters.pop("prefix_recovered_tokens", 0) == 0
+        assert_same(off, on)
+        alike += 1
+    assert alike >= 5
 
 
 @pytest.mark.parametrize("policy", ["static", "continuous"])
