@@ -24,6 +24,10 @@ BUCKETSERVE = "tests/golden/test_golden_bucketserve.py"
 DEADLINE = "tests/golden/test_golden_deadline.py"
 UELLM = "tests/golden/test_golden_uellm.py"
 MIDPOINTS = "tests/unit/test_parts_buckets.py"
+PREFIX = "tests/golden/test_golden_prefix.py"
+POOL = "tests/properties/test_block_pool.py"
+PREFIXES_UNIT = "tests/unit/test_core_prefixes.py"
+ROUTERS_UNIT = "tests/unit/test_core_routers.py"
 
 
 @dataclass(frozen=True)
@@ -56,8 +60,8 @@ MUTATIONS = (
     Mutation(
         "v0 admission ignores the watermark",
         "policies/continuous.py",
-        "room = view.free_blocks - int(self.watermark * view.total_blocks)\n        batch",
-        "room = view.free_blocks\n        batch",
+        "room = view.free_blocks - int(self.watermark * view.total_blocks)\n        cache",
+        "room = view.free_blocks\n        cache",
         (CONTINUOUS_UNIT,),
     ),
     Mutation(
@@ -77,9 +81,9 @@ MUTATIONS = (
     Mutation(
         "v1 a request that does not fit is overtaken",
         "policies/continuous.py",
-        "room -= -(-tokens // size)\n            if room < 0:\n                return\n",
-        "if room < -(-tokens // size):\n                continue\n"
-        "            room -= -(-tokens // size)\n",
+        "            if room < 0:\n                return\n            chunks.append",
+        "            if room < 0:\n                room += -(-tokens // size)\n"
+        "                continue\n            chunks.append",
         (PREEMPTION,),
     ),
     Mutation(
@@ -293,8 +297,8 @@ MUTATIONS = (
     Mutation(
         "blocks of a finished request are kept",
         "sim/core/seats.py",
-        "self.free_blocks += request.held_blocks\n        request.held_blocks = 0",
-        "self.free_blocks += 0\n        request.held_blocks = 0",
+        "self.free_blocks += held\n        if self.pool",
+        "self.free_blocks += 0\n        if self.pool",
         (STEPS,),
     ),
     Mutation(
@@ -448,8 +452,8 @@ MUTATIONS = (
     Mutation(
         "source blocks are never free again",
         "sim/core/seats.py",
-        "self.free_blocks += request.held_blocks\n        self.held_blocks -=",
-        "self.free_blocks += 0\n        self.held_blocks -=",
+        "self.held_blocks -= request.held_blocks\n        self.free(request)",
+        "self.held_blocks -= request.held_blocks",
         (TRANSFER,),
     ),
     Mutation(
@@ -615,5 +619,62 @@ MUTATIONS = (
         "max_new_tokens=self._cap(batch)",
         "max_new_tokens=None",
         (UELLM,),
+    ),
+    # Prefix reuse.
+    Mutation(
+        "a prompt may be found whole",
+        "sim/core/blocks.py",
+        "most = (request.target_tokens - 1) // self.size",
+        "most = request.target_tokens // self.size",
+        (PREFIX,),
+    ),
+    Mutation(
+        "a prompt's blocks are freed first to last",
+        "sim/core/blocks.py",
+        "for piece in reversed(held):",
+        "for piece in held:",
+        (POOL,),
+    ),
+    Mutation(
+        "blocks are handed out whose last holder has not left",
+        "sim/core/blocks.py",
+        "if not piece.refs:\n                self._append(piece)",
+        "if piece.refs < 2:\n                self._append(piece)",
+        (POOL,),
+    ),
+    Mutation(
+        "a hit on free blocks leaves them in the list",
+        "sim/core/blocks.py",
+        "            if not piece.refs:\n                self._take(piece)\n",
+        "",
+        (POOL,),
+    ),
+    Mutation(
+        "growth of the batch comes after the look-up",
+        "sim/core/blocks.py",
+        "self.sync(ahead)",
+        "self.sync()",
+        (POOL,),
+    ),
+    Mutation(
+        "a preempted request's own blocks are nameless",
+        "sim/core/blocks.py",
+        "full = max(request.prefilled // self.size, first)",
+        "full = first",
+        (PREFIX,),
+    ),
+    Mutation(
+        "what only one request has counts as shared",
+        "sim/core/prefixes.py",
+        "if counts[place] < 2:",
+        "if counts[place] < 1:",
+        (PREFIXES_UNIT,),
+    ),
+    Mutation(
+        "prefix router: load never decides",
+        "sim/core/routers.py",
+        "and busiest > limits.balance_rel_threshold * idlest.outstanding",
+        "and busiest > 1 << 62",
+        (ROUTERS_UNIT,),
     ),
 )

@@ -15,7 +15,7 @@ the next. A request takes a block at the start of the step whose token finds its
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -151,17 +151,23 @@ def replay(
     block_size: int = 4,
     instances: int = 1,
     spec: dict[str, Any] | None = None,
+    prefixes: Sequence[tuple[int, int]] | None = None,
     **settings: Any,
 ) -> Replay:
     """Run (arrival in ms, input_len, output_len) rows fused and step by step.
 
-    Both runs must agree in everything, and a drained run must leave nothing behind.
+    `prefixes` are (group, shared tokens) of each row, and switch prefix caching on. Both runs must
+    agree in everything, and a drained run must leave nothing behind.
     """
     trace = Trace(
         np.array([r[1] for r in requests]),
         np.array([r[2] for r in requests]),
         np.array([r[0] * MS for r in requests]),
     )
+    if prefixes is not None:
+        group, length = np.array(prefixes).T
+        trace = replace(trace, prefix_group=group, prefix_len=length)
+        settings["enable_prefix_caching"] = True
     specs = [InstanceSpec(cost, blocks, block_size, **(spec or {})) for _ in range(instances)]
     records = []
     for fuse in (True, False):

@@ -4,6 +4,7 @@ Both runs are audited: before every plan all counters are recomputed naively (`a
 """
 
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -82,6 +83,25 @@ def test_fused_equals_step_by_step_ahead(policy):
 def test_fused_equals_step_by_step_ahead_400(policy, record_property):
     figure = f"{equal_ahead(policy, range(FULL))['runs']} random configurations, as above"
     record_property("evidence", f"fused = step by step, a step ahead, {policy}: {figure}")
+
+
+@pytest.mark.parametrize("policy", ["continuous", "sarathi", "orca", "distserve"])
+def test_prefix_caching_changes_nothing_where_nothing_is_found(policy):
+    """Nobody shares, nobody is preempted or put back: the same decisions with and without."""
+    alike = 0
+    for seed in range(40):
+        case = scenario(seed, policy)
+        trace = replace(case.trace, prefix_group=None, prefix_len=None, block_hashes=None)
+        options = case.options | {"enable_prefix_caching": False, "outages": None}
+        off = run(case.but(trace=trace, options=options)).record
+        on = run(case.but(trace=trace, options=options | {"enable_prefix_caching": True})).record
+        if off.requests["preemptions"].any():
+            continue
+        assert on.counters.pop("prefix_recomputed_tokens", 0) == 0
+        assert on.counters.pop("prefix_recovered_tokens", 0) == 0
+        assert_same(off, on)
+        alike += 1
+    assert alike >= 5
 
 
 @pytest.mark.parametrize("policy", ["static", "continuous"])

@@ -37,6 +37,7 @@ def requests(**columns):
         "priority": [0] * n,
         "status": ["finished"] * n,
         "preemptions": [0] * n,
+        "cached_tokens": [0] * n,
         "prefill_start_s": columns["arrival_s"],
         "prefill_end_s": columns["first_token_s"],
     }

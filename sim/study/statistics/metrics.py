@@ -22,6 +22,10 @@ Definitions (design section 7, style section 4):
 * `classes`: counts, attainments, TTFT and TPOT by source, task, priority and prompt length
   (`sim.study.statistics.classes`).
 * Figures of the phases: `sim.study.statistics.phases`.
+* With `engine.enable_prefix_caching`, over the whole run: `prefix_cache_queries` and
+  `prefix_cache_hits` (prompt tokens looked up when a request is first admitted, and those of them
+  found, as vLLM counts), `prefix_cache_hit_rate`, and `prefix_cache_hit_rate_preempted` (of what
+  preempted requests had to cover again).
 * `mfu`: FLOPs of the tokens served (each once: no padding, no recomputation, no finished rows) over
   peak FLOPs * duration.
 """
@@ -101,6 +105,7 @@ def summarise(record: RunRecord, frame: Frame) -> Summary:
     summary |= steps.figures(duration)
     summary |= phase_figures(record, frame, start, duration, steps.duration_s)
     summary["mfu"] = requests.served_flops() / (frame.peak_flops_per_s * duration or np.nan)
+    summary |= _prefix_figures(record)
     summary["preemptions"] = int(requests.column("preemptions").sum())
     summary["oom_events"] = record.counters["oom_events"]
     summary |= downtime_figures(record, duration)
@@ -111,6 +116,22 @@ def summarise(record: RunRecord, frame: Frame) -> Summary:
         summary[f"{key}_per_gpu"] = summary[key] / frame.gpus
     summary["classes"] = requests.classes(start, end)
     return summary
+
+
+def _prefix_figures(record: RunRecord) -> Summary:
+    """Return what prefix caching did in the whole run; nothing where it is off."""
+    counters, columns = record.counters, record.requests
+    if "prefix_recomputed_tokens" not in counters:
+        return {}
+    queries = int(columns["input_len"][~np.isnan(columns["prefill_start_s"])].sum())
+    hits = int(columns["cached_tokens"].sum())
+    again, recovered = (counters[f"prefix_{key}_tokens"] for key in ("recomputed", "recovered"))
+    return {
+        "prefix_cache_queries": queries,
+        "prefix_cache_hits": hits,
+        "prefix_cache_hit_rate": hits / queries if queries else np.nan,
+        "prefix_cache_hit_rate_preempted": recovered / again if again else np.nan,
+    }
 
 
 def steady_series(record: RunRecord, frame: Frame) -> dict[str, Floats]:
@@ -224,14 +245,17 @@ class _Requests:
         }
 
     def served_flops(self) -> float:
-        """Return the operations of every token processed once."""
-        prompts = self.columns["input_len"][self.columns["emitted_tokens"] > 0].astype(np.float64)
-        decodes = self.columns["emitted_tokens"][self.columns["emitted_tokens"] > 0] - 1.0
+        """Return the operations of every token processed once; cached ones are not."""
+        served = self.columns["emitted_tokens"] > 0
+        prompts = self.columns["input_len"][served].astype(np.float64)
+        decodes = self.columns["emitted_tokens"][served] - 1.0
+        cached = self.columns["cached_tokens"][served].astype(np.float64)
         tokens = prompts + decodes
         # Token number j looks at j keys, itself included.
-        pairs = tokens * (tokens + 1) / 2
+        pairs = tokens * (tokens + 1) / 2 - cached * (cached + 1) / 2
         frame = self.frame
-        flops = tokens.sum() * frame.flops_per_token + pairs.sum() * frame.attention_flops_per_pair
+        flops = (tokens - cached).sum() * frame.flops_per_token
+        flops += pairs.sum() * frame.attention_flops_per_pair
         return float(flops)
 
     def _arrived(self, start: float, end: float) -> Bools:
