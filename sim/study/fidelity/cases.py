@@ -20,7 +20,7 @@ from sim.study.fidelity.offsets import Offset, step_offsets
 from sim.study.fidelity.output import engine_text
 from sim.study.fidelity.replay import Replayed, experiment_of, replay
 from sim.study.fidelity.run_table import read_prefix_blocks
-from sim.study.files import write_text
+from sim.study.files import output_folder, write_text
 from sim.study.validation import validate
 from sim.study.yaml_file import read_yaml
 from sim.types import BadInput
@@ -112,7 +112,7 @@ def judge(case: Case, data: Path, folder: Path) -> Judged:
     names = parse_constants(case.fit)
     count = len(measured.trace)
     fitted = fit_constants(measured, experiment, names, np.arange(count))
-    engine_file = folder / f"{case.name}.yaml"
+    engine_file = output_folder(folder) / f"{case.name}.yaml"
     write_text(engine_file, engine_text(given, fitted))
 
     def with_constants(more: Sequence[str] = ()) -> Experiment:
