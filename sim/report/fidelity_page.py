@@ -157,8 +157,8 @@ def _constants(judged: Judged) -> list[str]:
     return [
         "### Constants fitted, and the rows used",
         "",
-        "In milliseconds, ± standard error (jackknife over ten blocks of rows). Errors of means on "
-        "the rows that were not used:",
+        "In milliseconds, ± standard error (jackknife over ten blocks of rows); 0 ± 0: at the lower "
+        "bound. Errors of means on the rows that were not used:",
         "",
         *table(titles, rows),
         f"`{judged.engine_file.as_posix()}` holds the first row's for `bucketsim validate "
@@ -220,10 +220,24 @@ def _ablation(judged: Judged) -> list[str]:
     return [
         "### What each part is worth",
         "",
-        "Errors with one thing taken away, the constants as fitted with everything in place.",
+        "Errors with one thing taken away, the constants as fitted with everything in place. Rows "
+        "equal to the first: it did not bind in this run (full-sequence reservation, null block and "
+        "size of the KV cache matter only when memory is short).",
         "",
         *table(titles, rows),
+        *_not_in_play(judged),
     ]
+
+
+def _not_in_play(judged: Judged) -> list[str]:
+    """Return what this run cannot tell about."""
+    profile = judged.made.setup.instances[0].costs.profile
+    absent = ["the all-reduce (one GPU)"] if profile.tp == 1 else []
+    if not profile.terms.lm_head.knots_tokens_ms:
+        absent.append("lm_head (inside the coefficients of the dense layers)")
+    if judged.made.experiment.engine.preset != "vllm-0.19":
+        absent.append("asynchronous scheduling and prefix caching (not in this version)")
+    return [f"Not in play here: {', '.join(absent)}.", ""] if absent else []
 
 
 def _ablated_row(ablated: Ablated) -> list[str]:

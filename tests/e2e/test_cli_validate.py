@@ -114,6 +114,25 @@ def test_a_benchmark_without_start_times(cli, tmp_path):
     assert RECONSTRUCTED in content["notes"]
 
 
+def test_settings_with_prefixes_run_again(cli, tmp_path, capsys):
+    path, side = tmp_path / "run.csv", tmp_path / "blocks.csv"
+    rows = "".join(f"{at},{at / 9},400,20,30,90\n" for at in range(30))
+    path.write_text(f"request,arrived_at_s,prompt_tokens,output_tokens,ttft_ms,latency_ms\n{rows}")
+    blocks = "".join(f"{at},{';'.join(map(str, range(20)))}\n" for at in range(0, 30, 2))
+    side.write_text(f"request,block_ids\n{blocks}")
+    means = {}
+    for caching in ("true", "false"):
+        key = f"engine.enable_prefix_caching={caching}"
+        out = tmp_path / caching
+        arguments = (path, *BASE, key, "--prefix-blocks", side, "--json", "--out", out)
+        content = json.loads(cli(*arguments)[1])
+        means[caching] = content["errors"]["ttft"]["mean"]["simulated"]
+        assert main(["run", str(out / "config.yaml"), "--json"]) == 0
+        again = json.loads(capsys.readouterr().out)
+        assert again["mean_ttft_ms"] == pytest.approx(means[caching])
+    assert means["true"] < means["false"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [

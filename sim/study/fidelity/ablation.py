@@ -79,6 +79,12 @@ def feature_changes(made: Replayed) -> Iterator[Change]:
         yield Change(f"{key} 0", (f"engine.{key}=0",))
     if len(set_here) > 1:
         yield Change("no host and API constants", tuple(f"engine.{k}=0" for k in set_here))
+    params = made.experiment.policies[0].params
+    if getattr(params, "max_paddings", None) is not None:
+        yield Change("no limit on padding tokens", ("policy.max_paddings=null",))
+    if getattr(params, "padded", False):
+        packed = ("policy.padded=false", "policy.token_count=sum", "policy.max_paddings=null")
+        yield Change("prompts packed, not padded", packed)
     blocks = engine.num_gpu_blocks or made.setup.instances[0].costs.num_gpu_blocks
     for share in KV_SHARES:
         yield Change(f"KV blocks x {share:g}", (f"engine.num_gpu_blocks={int(blocks * share)}",))

@@ -40,6 +40,7 @@ class Measured:
         concurrency: clients, for `closed`.
         hints: what the file says about the engine, by the file's own names.
         clock: whose watch the latencies are by, `client` or `engine`; None: not known, `client`.
+        prefix_blocks: file of the block ids; None: there is none.
         notes: what a reader of any output must be told.
     """
 
@@ -51,6 +52,7 @@ class Measured:
     concurrency: int | None = None
     hints: Mapping[str, Any] = field(default_factory=dict)
     clock: str | None = None
+    prefix_blocks: Path | None = None
     notes: tuple[str, ...] = ()
 
     @property
@@ -80,11 +82,11 @@ class Measured:
         note = f"{SHARED}: from prefix_group and shared_prefix_tokens"
         return replace(self, trace=trace, notes=(*self.notes, note))
 
-    def with_blocks(self, hashes: Sequence[tuple[int, ...]], note: str) -> Measured:
-        """Return the run with the block ids of its prompts."""
+    def with_blocks(self, hashes: Sequence[tuple[int, ...]], path: Path, note: str) -> Measured:
+        """Return the run with the block ids of its prompts, read from `path`."""
         trace = replace(self.trace, block_hashes=tuple(hashes), prefix_group=None, prefix_len=None)
         kept = tuple(n for n in self.notes if not n.startswith(SHARED))
-        return replace(self, trace=trace, notes=(*kept, f"{SHARED}: {note}"))
+        return replace(self, trace=trace, prefix_blocks=path, notes=(*kept, f"{SHARED}: {note}"))
 
 
 def latencies_ms(ttft_ms: Floats, e2e_ms: Floats, output_len: Ints) -> dict[str, Floats]:

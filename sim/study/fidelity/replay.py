@@ -147,6 +147,8 @@ def _base(measured: Measured) -> Settings:
         "run.steps": True,
         "engine.ttft_clock": measured.clock or CLIENT,
     }
+    if measured.prefix_blocks is not None:
+        values["workload.prefix_blocks"] = str(measured.prefix_blocks)
     if measured.arrivals == "closed":
         closed = {"process": "closed", "concurrency": measured.concurrency}
         values["workload.arrivals"] = closed

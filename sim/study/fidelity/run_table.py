@@ -128,7 +128,7 @@ def read_prefix_blocks(path: Path, measured: Measured) -> Measured:
             )
         shared[at] = blocks
     note = f"block ids of {len(frame)} requests from {path.name}"
-    return measured.with_blocks(shared, note)
+    return measured.with_blocks(shared, path, note)
 
 
 def _columns(path: Path, frame: pd.DataFrame) -> dict[str, Floats]:
