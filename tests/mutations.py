@@ -219,8 +219,8 @@ MUTATIONS = (
     Mutation(
         "ahead: an arrival is seen at the step's end",
         "sim/core/instance.py",
-        "formed_fs = now - self.first_fs - self.increment_fs * (self.n_steps - 1)",
-        "formed_fs = now",
+        "self.inbox.formed_fs = now - last_fs",
+        "self.inbox.formed_fs = now",
         (ASYNC,),
     ),
     Mutation(

@@ -36,6 +36,8 @@ class Inbox:
         self.ahead = ahead
         self.log = log
         self.fuse = instance.fuse
+        self.formed_fs = -1
+        """Start of the step that has just ended, when the next was formed; -1: none has."""
         self.arrived: list[tuple[int, Request, bool]] = []
         """(when, who, whether it goes to the front of the queue), not seen yet."""
         self.gone: list[tuple[int, Request]] = []
@@ -66,15 +68,11 @@ class Inbox:
         """Return who has arrived and is not in the queue."""
         return [request for _, request, _ in self.arrived] if self.ahead else []
 
-    def decide(self, now: int, formed_fs: int) -> None:
-        """Let the instance plan.
-
-        Args:
-            now: the clock.
-            formed_fs: when a step ahead was formed: the start of the step that has just ended, now
-                if none has.
-        """
+    def decide(self, now: int) -> None:
+        """Let the instance plan."""
         instance = self.instance
+        formed_fs = now if self.formed_fs < 0 else self.formed_fs
+        self.formed_fs = -1
         if not self.ahead:
             self._see(now)
             instance.decide(now)

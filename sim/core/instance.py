@@ -138,10 +138,11 @@ class Instance(Seats):
         self.end_fs = self.pull_fs = -1
         if self.executor is not None:
             self.executor.look()
-        formed_fs = now
         if self.activity == STEPPING:
-            formed_fs = now - self.first_fs - self.increment_fs * (self.n_steps - 1)
             self._settle(now, self.n_steps)
+            if self.inbox is not None:
+                last_fs = self.first_fs + self.increment_fs * (self.n_steps - 1)
+                self.inbox.formed_fs = now - last_fs
         elif self.static is not None and not self.static.advance(now):
             return
         self.activity = IDLE
@@ -159,7 +160,7 @@ class Instance(Seats):
         if self.inbox is None:
             self.decide(now)
         else:
-            self.inbox.decide(now, formed_fs)
+            self.inbox.decide(now)
 
     def busy(self) -> bool:
         """Whether a step or a static batch is under way, or it restarts."""

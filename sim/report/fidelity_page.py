@@ -157,8 +157,8 @@ def _constants(judged: Judged) -> list[str]:
     return [
         "### Constants fitted, and the rows used",
         "",
-        "In milliseconds, ± standard error (jackknife over ten blocks of rows); 0 ± 0: at the lower "
-        "bound. Errors of means on the rows that were not used:",
+        "In milliseconds, ± standard error (jackknife over ten blocks of rows); 0 ± 0: at the "
+        "lower bound. Errors of means on the rows that were not used:",
         "",
         *table(titles, rows),
         f"`{judged.engine_file.as_posix()}` holds the first row's for `bucketsim validate "
@@ -221,8 +221,8 @@ def _ablation(judged: Judged) -> list[str]:
         "### What each part is worth",
         "",
         "Errors with one thing taken away, the constants as fitted with everything in place. Rows "
-        "equal to the first: it did not bind in this run (full-sequence reservation, null block and "
-        "size of the KV cache matter only when memory is short).",
+        "equal to the first: it did not bind in this run (full-sequence reservation, null block "
+        "and size of the KV cache matter only when memory is short).",
         "",
         *table(titles, rows),
         *_not_in_play(judged),

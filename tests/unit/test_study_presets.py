@@ -1,5 +1,8 @@
 """Presets: what they set, who wins over them, and that everything says where it comes from."""
 
+import json
+from pathlib import Path
+
 import pytest
 import yaml
 
@@ -10,6 +13,7 @@ from sim.study.presets import names, preset_named
 from sim.study.provenance import config_text, settings_of
 from sim.types import BadInput
 
+PAGE = Path(__file__).parents[2] / "docs" / "engine.md"
 SMALL, LARGE = "a100-80gb", "h100"
 CONFIG = {
     "cluster": {"gpu": SMALL, "count": 2, "model": "opt-13b"},
@@ -44,6 +48,22 @@ def test_every_preset_is_valid_and_sourced(name, gpu):
     for value in [*preset.engine.values(), *preset.params.values()]:
         assert len(value.source) > 10
     assert built({"preset": name}).instances
+
+
+def test_the_page_shows_every_value():
+    rows = {line for line in PAGE.read_text().splitlines() if line.startswith("| `")}
+    wanted = set()
+    for name in names():
+        preset = preset_named(name)
+        keys = {f"engine.{key}": value for key, value in preset.engine.items()}
+        keys |= {f"policy.{key}": value for key, value in preset.params.items()}
+        wanted.add(f"| `{name}` | `policy.name` | {preset.policy} |")
+        for key, of in keys.items():
+            shown = of.value if isinstance(of.value, str) else json.dumps(of.value)
+            if of.large_gpu != of.value:
+                shown = f"{shown} ({of.large_gpu} on GPUs of 70 GiB and more, A100 excepted)"
+            wanted.add(f"| `{name}` | `{key}` | {shown} |")
+    assert {row for row in rows if row.split("`")[1] in names()} == wanted
 
 
 def test_vllm_0_19_schedules_ahead_and_chooses_by_gpu():
