@@ -385,19 +385,23 @@ class Lookahead(Prospect):
             self._find(~request.id, most)
         return self.hit * size
 
-    def admit(self, request: Request, tokens: N) -> N:
-        """Admit the request asked about last; return the free blocks that takes."""
-        hit, size = self.hit, self.pool.size
-        free: N = 0
+    def needs(self, request: Request, tokens: N) -> N:
+        """Return the free blocks that `tokens` tokens after the cached ones would take."""
+        free = -(-tokens // self.pool.size)  # the cached ones fill their blocks
         for piece in self.found:
             if not (piece.refs or piece in self.held):
                 free += self.lost.get(piece, piece.hi) - piece.lo
+        return free
+
+    def admit(self, request: Request, tokens: N) -> N:
+        """Admit the request asked about last; return the free blocks that takes."""
+        needed = self.needs(request, tokens)
+        for piece in self.found:
+            if not piece.refs:
                 self.held[piece] = True
-        total = hit * size + tokens
-        new = -(-total // size) - hit
-        self._strike(new)
-        self._publish(request, hit, total)
-        return new + free
+        self._strike(-(-tokens // self.pool.size))
+        self._publish(request, self.hit, self.hit * self.pool.size + tokens)
+        return needed
 
     def _publish(self, request: Request, at: N, tokens: N) -> None:
         """Note the shared blocks from `at` on that are full with `tokens` tokens."""

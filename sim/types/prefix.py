@@ -20,11 +20,15 @@ class Prospect(abc.ABC):
         """
 
     @abc.abstractmethod
-    def admit(self, request: Request, tokens: N) -> N:
-        """Admit the request asked about last, with `tokens` new ones after the cached ones.
+    def needs(self, request: Request, tokens: N) -> N:
+        """Return the free blocks that `tokens` tokens of the request asked about last would take.
 
-        Returns the free blocks that takes: new ones, and cached ones that nobody holds.
+        They come after the cached ones: new blocks, and cached ones that nobody holds.
         """
+
+    @abc.abstractmethod
+    def admit(self, request: Request, tokens: N) -> N:
+        """Admit the request asked about last with that many; return what it `needs`."""
 
 
 class PrefixCache(abc.ABC):
