@@ -214,13 +214,11 @@ class Continuous(Policy):
                 tokens = limit
             if tokens > budget:
                 tokens = budget
-            blocks = -(-tokens // size) if look is None else look.admit(request, tokens)
             if whole and tokens < left:
-                total = request.target_tokens
-                later = -(-total // size) - -(-(total - left + tokens) // size)
-                if blocks + later > room:
+                need = -(-left // size) if look is None else look.needs(request, left)
+                if need > room:
                     return
-            room -= blocks
+            room -= -(-tokens // size) if look is None else look.admit(request, tokens)
             if room < 0:
                 return
             chunks.append((request, tokens))
