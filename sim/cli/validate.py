@@ -22,8 +22,9 @@ Result = Annotated[
     Path,
     typer.Argument(metavar="RESULT", help="JSON of vllm bench serve --save-detailed, or CSV."),
 ]
-EngineFile = Annotated[
-    Path | None, typer.Option("--engine", help="Engine settings: YAML, or a CSV with one row.")
+EngineFiles = Annotated[
+    list[Path] | None,
+    typer.Option("--engine", help="Engine settings: YAML, or a CSV with one row; the last wins."),
 ]
 ServerLog = Annotated[
     Path | None, typer.Option("--server-log", help="The server's log: size of the KV cache.")
@@ -50,7 +51,7 @@ WriteEngine = Annotated[
 def validate(
     result: Result,
     overrides: Overrides = None,
-    engine: EngineFile = None,
+    engine: EngineFiles = None,
     server_log: ServerLog = None,
     prefix_blocks: Blocks = None,
     run: Run = None,
@@ -78,8 +79,8 @@ def validate(
     if prefix_blocks is not None:
         measured = read_prefix_blocks(prefix_blocks, measured)
     given = Settings() if server_log is None else read_log(server_log)
-    if engine is not None:
-        given = read_engine(engine, measured.name).over(given)
+    for path in engine or []:
+        given = read_engine(path, measured.name).over(given)
     measured = replace(measured, notes=(*measured.notes, *given.notes))
     typed = overrides or []
 
