@@ -38,6 +38,15 @@ def test_a_csv_row_is_vllms_own_arguments(tmp_path):
     assert set(found.origins.values()) == {str(path)}
 
 
+@pytest.mark.parametrize(
+    ("version", "preset"), [("0.19.0", "vllm-0.19"), ("0.2.7", "vllm-2023"), ("0.10.2", None)]
+)
+def test_a_version_chooses_its_preset(version, preset):
+    found = from_arguments({"vllm_version": version}, "f")
+    assert found.values.get("engine.preset") == preset
+    assert bool(found.notes) == (preset is None)
+
+
 def test_the_row_of_the_run_is_taken(tmp_path):
     path = tmp_path / "e.csv"
     path.write_text("run,max_num_seqs\na,1\nb,2\n")

@@ -9,6 +9,8 @@
 | `replay` | the same requests through the simulator |
 | `errors` | simulated against measured: tables, load bands, per-request errors |
 | `fit` | host and API constants from named rows of a run |
+| `offsets` | how far the profile alone is off per step |
 | `ablation` | what each cost term and engine feature is worth |
-| `page` | the fidelity page's cases: what is compared, with which settings |
+| `cases` | the runs of the fidelity page: read, fitted, judged, taken apart |
+| `output` | the JSON object, the folder, the engine file |
 """

@@ -51,7 +51,7 @@ UNLIKE: dict[str, tuple[Any, ...]] = {
 }
 """Arguments that are not modelled -> their values that need no model."""
 
-PRESETS = (("0.19", "vllm-0.19"),)
+PRESETS = (("0.19", "vllm-0.19"), ("0.2", "vllm-2023"))
 """Start of a version -> the preset that describes it."""
 
 LOG_LINES: tuple[tuple[str, str], ...] = (
@@ -177,10 +177,13 @@ def from_arguments(arguments: Mapping[str, Any], source: str) -> Settings:
         size = int(arguments.get("block_size", DEFAULT_BLOCK_SIZE))
         values["engine.num_gpu_blocks"] = int(arguments["num_kv_tokens"]) // size
     values |= _cluster(arguments)
-    version = str(arguments.get("vllm_version", ""))
-    for start, preset in PRESETS:
-        if version == start or version.startswith(f"{start}."):
-            values["engine.preset"] = preset
+    version = str(arguments.get("vllm_version") or "")
+    preset = [name for start, name in PRESETS if f"{version}.".startswith(f"{start}.")]
+    if preset:
+        values["engine.preset"] = preset[0]
+    elif version:
+        known = ", ".join(name for _, name in PRESETS)
+        notes.append(f"no preset for vLLM {version}: set engine.preset ({known}) or its keys")
     return Settings(values, dict.fromkeys(values, source), tuple(notes))
 
 
