@@ -95,6 +95,9 @@ profiles: setup ## fit the shipped profiles to operator tables in TABLES (4 min)
 	for gpu in a100-80gb h100 h200 rtx-4090 rtx-pro-6000; do \
 		$(BIN)/bucketsim calibrate fit --operators $(TABLES) --gpu $$gpu --out sim/costs/profiles || exit; done
 
+fidelity: setup ## fit and replay the measured runs of ../shared/data, write docs/fidelity.md (2 min)
+	$(BIN)/python docs/fidelity.py ../shared/data
+
 docs-pictures: setup ## draw the same ten requests under every policy (3 s)
 	$(BIN)/python docs/pictures.py
 
@@ -106,4 +109,4 @@ clean: ## remove .venv and everything generated
 
 .PHONY: help setup run test check test-slow mutate bench evidence figures claims sensitivity ablation frontier \
 	paper quick calibrate calibrate-gpu wheelhouse \
-	profiles docs-pictures gpu-test clean
+	profiles fidelity docs-pictures gpu-test clean

@@ -21,6 +21,7 @@ from sim.cli import (
     study,
     sweep,
     tune,
+    validate,
     workload,
 )
 
@@ -45,6 +46,7 @@ app.command("figures")(figures.figures)
 app.command("policies")(catalogue.policies)
 app.command("profiles")(catalogue.profiles)
 app.command("cite")(catalogue.cite)
+app.command("validate")(validate.validate)
 app.add_typer(workload.app, name="workload")
 app.add_typer(calibrate.app, name="calibrate")
 app.add_typer(paper.app, name="paper")

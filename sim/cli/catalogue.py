@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from sim.cli.show import show_columns, show_json
+from sim.cli.show import say, show, show_columns, show_json
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 
@@ -43,16 +43,22 @@ def policies(
 
 def profiles(
     name: Annotated[str | None, typer.Argument(help="One profile, with its terms.")] = None,
+    picture: Annotated[
+        Path | None, typer.Option("--picture", help="With NAME: draw it, FILE.png and FILE.pdf.")
+    ] = None,
     json: Json = False,
 ) -> None:
-    """List the profiles (step times of a model on a GPU), or show one."""
+    """List the profiles (step times of a model on a GPU), or show one by its terms."""
     from sim.costs.library import list_profiles
     from sim.costs.profile import describe_profile
+    from sim.types import BadInput
 
     found = {p.name: p for p in list_profiles()}
     if name is not None:
-        _show_profile(name, found, json)
+        _show_profile(name, found, json, picture)
         return
+    if picture is not None:
+        raise BadInput("--picture goes with the NAME of a profile")
     if json:
         show_json({n: describe_profile(p) for n, p in found.items()})
         return
@@ -97,7 +103,7 @@ def _list_policies(json: bool) -> None:
     )
 
 
-def _show_profile(name: str, found: dict[str, Any], json: bool) -> None:
+def _show_profile(name: str, found: dict[str, Any], json: bool, picture: Path | None) -> None:
     import yaml
 
     from sim.costs.catalogue import unknown
@@ -106,10 +112,26 @@ def _show_profile(name: str, found: dict[str, Any], json: bool) -> None:
     if name not in found:
         raise unknown("profile", name, found)
     described = describe_profile(found[name])
+    if picture is not None:
+        from sim.report.profiles import draw_profile
+
+        drawn = draw_profile(found[name], picture)
+        say(f"wrote {drawn} and {drawn.with_suffix('.pdf').name}")
     if json:
         show_json(described)
-    else:
-        print(yaml.safe_dump(described, sort_keys=False, width=100, allow_unicode=True), end="")
+        return
+    from sim.report.profiles import error_table, term_table
+
+    how: dict[str, Any] = {
+        "sort_keys": False,
+        "width": 100,
+        "allow_unicode": True,
+        "default_flow_style": None,
+    }
+    print(yaml.safe_dump(described, **how))
+    errors = error_table(found[name])
+    for table in [term_table(found[name]), *([] if errors is None else [errors])]:
+        show(table)
 
 
 def _schema(config: Any) -> dict[str, dict[str, Any]]:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import simpy
 
+from sim.core.inbox import Inbox
 from sim.core.loop import INSTANCE, Timer, steps_to_cover
 from sim.core.records import DECODE, MIXED, PACK_STEP, PREFILL
 from sim.core.seats import Seats
@@ -97,6 +98,8 @@ class Instance(Seats):
         self.pull_step: N = 0
         """The step of the span that ends then."""
         self.aborts: list[Request] = []
+        if self.lag or sim.settings.note_queued:
+            self.inbox = Inbox(self, self.lag == 1, sim.requests)
         self.static: StaticBatch | None = None
         self.plans: N = 0
 
@@ -137,6 +140,9 @@ class Instance(Seats):
             self.executor.look()
         if self.activity == STEPPING:
             self._settle(now, self.n_steps)
+            if self.inbox is not None:
+                last_fs = self.first_fs + self.increment_fs * (self.n_steps - 1)
+                self.inbox.formed_fs = now - last_fs
         elif self.static is not None and not self.static.advance(now):
             return
         self.activity = IDLE
@@ -151,7 +157,14 @@ class Instance(Seats):
         self.now_s = now / FS_PER_S
         if self.bridge:
             self.pull(now)
-        self._decide(now)
+        if self.inbox is None:
+            self.decide(now)
+        else:
+            self.inbox.decide(now)
+
+    def busy(self) -> bool:
+        """Whether a step or a static batch is under way, or it restarts."""
+        return self.activity in (STEPPING, STATIC, RESTARTING)
 
     def wake(self, now: int) -> None:
         """Something changed: plan at this instant if idle, else when the step under way ends."""
@@ -164,7 +177,7 @@ class Instance(Seats):
         elif self.activity == STEPPING and self.n_steps > 1 and not self.cut:
             self.cut = True
             self._end_span_after(
-                steps_to_cover(now - self.start_fs, self.first_fs, self.increment_fs)
+                steps_to_cover(now - self.start_fs, self.first_fs, self.increment_fs) + self.lag
             )
 
     def bridged(self, now: int) -> None:
@@ -201,10 +214,11 @@ class Instance(Seats):
     def abort(self, request: Request, now: int) -> None:
         """The client has gone: drop a waiting request now, a running one at the step's end."""
         request.aborted = True
-        if request.state in (WAITING, BRIDGED, READY):
-            self.apply_abort(request, now)
-        else:
-            self.aborts.append(request)
+        if self.inbox is None or not self.inbox.abort(request, now):
+            if request.state in (WAITING, BRIDGED, READY):
+                self.apply_abort(request, now)
+            else:
+                self.aborts.append(request)
         self.wake(now)
 
     def asleep(self) -> bool:
@@ -263,14 +277,14 @@ class Instance(Seats):
 
     # -- deciding ---------------------------------------------------------------------------
 
-    def _decide(self, now: int) -> None:
-        """Ask the policy until it names something that takes time, or nothing at all."""
+    def decide(self, now: int) -> bool:
+        """Ask the policy until it names something that takes time (True), or nothing at all."""
         empty = 0
         while self.running or self.num_waiting or self.swapped or self.ready:
             self.plans += 1
             plan = self.policy.plan(self)
             if plan is None:
-                return
+                return False
             if isinstance(plan, Decode):
                 took_time = self._decode(plan, now)
             elif isinstance(plan, Mixed):
@@ -288,14 +302,19 @@ class Instance(Seats):
             if took_time:
                 self.preempted_last_step = self.preempting
                 self.preempting = False
-                return
+                return True
+            if self.lag and self.preempting:
+                return False  # nothing is left of the step: wait for the outputs under way
             empty += 1
             if empty == MAX_EMPTY_PLANS:
                 raise self.broken(f"{empty} plans in a row ran nothing")
+        return False
 
     def _execute(self, plan: Plan, now: int) -> bool:
         """Carry out one of the rarer plans; False if it ran nothing."""
         if isinstance(plan, RunToCompletion):
+            if self.lag:
+                raise self.broken("RunToCompletion() is not planned a step ahead")
             self.activity = STATIC
             batch = StaticBatch(self, plan, now)
             if self.activity == STATIC:  # it may have run out of memory at once
@@ -323,7 +342,7 @@ class Instance(Seats):
             if not single:
                 return False
         if single:
-            self._change_batch(plan, now)
+            self.change_batch(plan, now)
         if self.phases[-self.steps % self.block_size] > self.free_blocks:
             self.make_room([], True, now)
             single = True
@@ -346,16 +365,6 @@ class Instance(Seats):
                 steps_to_cover(to_fs_ceil(plan.until_s) - now, self.first_fs, self.increment_fs)
             )
         return True
-
-    def _change_batch(self, plan: Decode, now: int) -> None:
-        for preemption in plan.preempt:
-            self.preempt(preemption, now)
-        for request in plan.pause:
-            self.pause(request)
-        for request in plan.resume:
-            self.resume(request)
-        for request in plan.swap_in:
-            self.swap_in(request, now)
 
     def _launch_decode(self, now: int, limit: N) -> None:
         """Start up to `limit` steps of the present batch."""
@@ -450,7 +459,12 @@ class Instance(Seats):
             self.make_room(chunks, decode, now)
             growth = self.phases[-self.steps % self.block_size] if decode else 0
         if not chunks:
-            return decode and self._one_decode(now)
+            if not decode or not self.num_decoding:
+                return False
+            self._launch_decode(now, 1)
+            return True
+        if self.pool is not None and not padded:
+            chunks = self.pool.start(chunks, growth)
         new = context = quad = longest = 0
         room = self.free_blocks
         size = self.block_size
@@ -497,13 +511,6 @@ class Instance(Seats):
         first += self.delay_fs
         self.delay_fs = 0
         self._launch(now, 1, first, 0, batch)
-        return True
-
-    def _one_decode(self, now: int) -> bool:
-        """Run one step of the batch alone; False if nothing decodes."""
-        if not self.num_decoding:
-            return False
-        self._launch_decode(now, 1)
         return True
 
     def _bad_chunk(self, request: Request, tokens: N) -> PlanError:
@@ -554,7 +561,10 @@ class Instance(Seats):
             _, seq, request = heappop(heap)
             if request.seq == seq:
                 self.quit(request)
-                self.release(request)
+                if self.lag:
+                    self.leaving.append(request)
+                else:
+                    self.release(request)
                 self.sim.leave(request, self, now, request.emitted)
 
     def _account(self, step: N) -> None:
@@ -569,14 +579,18 @@ class Instance(Seats):
         self.kv_tokens += steps * self.batch
 
     def _end_chunks(self, now: int) -> None:
+        prefilling = self.prefilling
         for request, tokens in self.chunks:
-            request.prefilled += tokens
-            if request.prefilled < request.target_tokens:
-                self.prefilling[request.id] = request
-                self.partial_tokens += tokens
+            before = request.prefilled
+            total = before + tokens
+            request.prefilled = total
+            begun = before and request.id in prefilling
+            if total < request.target_tokens:
+                prefilling[request.id] = request
+                self.partial_tokens += tokens if begun else total
                 continue
-            if tokens != request.target_tokens:
-                del self.prefilling[request.id]
-                self.partial_tokens -= request.prefilled - tokens
+            if begun:
+                del prefilling[request.id]
+                self.partial_tokens -= before
             self.first_token(request, now)
         self.chunks = ()

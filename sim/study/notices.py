@@ -50,6 +50,13 @@ def notices(
     for status, text in _OF_STATUS.items():
         count = sum(int((r.requests["status"] == status).sum()) for r in records)
         lines += _counted(count, text, over)
+    if all("prefix_recovered_tokens" in r.counters for r in records):
+        found = sum(int(r.requests["cached_tokens"].sum()) for r in records)
+        if not found + sum(r.counters["prefix_recovered_tokens"] for r in records):
+            lines.append(
+                "prefix caching found nothing: no prefix is shared in time, or the policy pads its "
+                "prompts or runs static batches, which are computed whole"
+            )
     if same_requests:
         lines.append(
             "every replication ran the same requests: the intervals do not show how other "

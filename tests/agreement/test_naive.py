@@ -1,20 +1,15 @@
 """`continuous` against the naive loops of `naive.py`: every step of random runs (`cases.py`)."""
 
 from collections import Counter
-from inspect import signature
 
 import pytest
 from cases import AHEAD, SCHEDULERS, Noted, case, ours
 from naive import Step, run
 
-from sim.core.spec import Settings
 from sim.types import FS_PER_S
 
 QUICK, FULL = 30, 400
-NEWER = pytest.mark.skipif(
-    "async_scheduling" not in signature(Settings).parameters, reason="the engine cannot, yet"
-)
-ALL = [*SCHEDULERS, *[pytest.param(name, marks=NEWER) for name in AHEAD]]
+ALL = [*SCHEDULERS, *AHEAD]
 
 
 def compare(seed: int, scheduler: str, seen: Counter[str]) -> None:

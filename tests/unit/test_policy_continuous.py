@@ -259,6 +259,16 @@ def test_v0_token_count_padded_charges_the_longest_for_each():
     assert prefills(v0(max_num_batched_tokens=16, token_count="sum").plan(view)) == [0, 1, 2]
 
 
+def test_v0_padding_tokens_of_a_batch_are_limited():
+    view = empty_view()
+    for id, tokens in enumerate((20, 18, 12, 19)):
+        wait(view, id, tokens)
+    assert prefills(v0(max_paddings=None).plan(view)) == [0, 1, 2, 3]
+    assert prefills(v0(max_paddings=10).plan(view)) == [0, 1, 2]  # 0, 2, 8 more: 10; then 11
+    assert prefills(v0(max_paddings=9).plan(view)) == [0, 1]
+    assert prefills(v0(max_paddings=0).plan(view)) == [0]
+
+
 def test_v0_a_prompt_longer_than_the_limit_runs_alone():
     view = empty_view()
     wait(view, 0, 30)
@@ -458,6 +468,7 @@ def test_config_is_frozen():
     ("scheduler", "ignored"),
     [
         *(("v1", {"watermark": 0.1}), ("v1", {"token_count": "padded"}), ("v1", {"padded": True})),
+        ("v1", {"max_paddings": 256}),
         *(("v1", {"preemption_mode": "swap"}), ("v0", {"long_prefill_token_threshold": 8})),
     ],
 )

@@ -164,3 +164,26 @@ def test_no_key_is_both_a_policys_and_the_engines():
 
     for name in policies.names():
         assert not set(policies.load(name).Config.model_fields) & set(EngineConfig.model_fields)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "wanted"),
+    [
+        (
+            ["engine={enable_prefix_caching: true, padding: batch}"],
+            "enable_prefix_caching: true and padding: batch exclude each other",
+        ),
+        (["engine.decode_router=prefix"], "prefix is for router only"),
+        (["engine.prefix_routing.cache_threshold=2"], "engine.prefix_routing.cache_threshold"),
+    ],
+)
+def test_prefix_caching_refuses_what_cannot_be(load, overrides, wanted):
+    with pytest.raises(BadInput, match=wanted) as caught:
+        load(*overrides)
+    assert "\n" not in str(caught.value)
+
+
+def test_prefix_caching_is_off_unless_asked_for(load):
+    assert load().engine.enable_prefix_caching is False
+    config = load("engine={enable_prefix_caching: true, router: prefix}")
+    assert config.engine.prefix_routing.cache_threshold == 0.3
