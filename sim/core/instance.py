@@ -276,6 +276,8 @@ class Instance(Seats):
             elif isinstance(plan, Mixed):
                 for preemption in plan.preempt:
                     self.preempt(preemption, now)
+                if plan.move:
+                    self.move(plan.move, now)
                 took_time = self._chunked(plan.chunks, plan.decode, False, now)
             elif isinstance(plan, Prefill):
                 chunks = [(r, r.target_tokens - r.prefilled) for r in plan.requests]
@@ -356,6 +358,8 @@ class Instance(Seats):
             self.resume(request)
         for request in plan.swap_in:
             self.swap_in(request, now)
+        if plan.move:
+            self.move(plan.move, now)
 
     def _launch_decode(self, now: int, limit: N) -> None:
         """Start up to `limit` steps of the present batch."""
