@@ -1,4 +1,4 @@
-"""Ascendra: most instances work for throughput, a few rescue requests that would miss their TTFT."""
+"""Ascendra: most instances work for throughput, a few rescue what would miss its TTFT."""
 
 from __future__ import annotations
 
@@ -116,8 +116,8 @@ class Ascendra(Policy):
     Complexity: O(admitted + `window` + moved) per call, O(log n) per arrival; with `basic` a sort
     of the queue.
 
-    Reference: Ikram, Li, Elnikety and Bagchi, "Ascendra", arXiv:2504.20828; code
-    Mrxiangli/PaceServe.
+    Reference: Ikram, Li, Elnikety and Bagchi, "Ascendra: Dynamic Request Prioritization for
+    Efficient LLM Serving", arXiv:2504.20828; code Mrxiangli/PaceServe.
     """
 
     Config = AscendraConfig

@@ -27,6 +27,7 @@ from policies.base import (
 )
 from policies.parts.disaggregated import can_pull, fcfs_batch, half_and_half, next_step, swap_last
 from policies.parts.smdp_model import ServiceLaw, law_of
+from policies.parts.smdp_solver import Table
 from policies.parts.smdp_tables import Bands, LawMaker, Power, RatedQueue, Solver, TableBook
 
 MS_PER_S = 1e3
@@ -172,8 +173,8 @@ class Smdp(Policy):
 
     Complexity: O(batch) per call; a table takes 5 to 30 ms (B 32, 130 states), once per band.
 
-    Reference: Xu, Zhou and Niu, "SMDP-Based Dynamic Batching for Efficient Inference on GPU-Based
-    Platforms", ICC 2023, arXiv:2301.12865; journal version arXiv:2501.02181.
+    Reference: Xu, Sun, Zhou and Niu, "SMDP-Based Dynamic Batching for Efficient Inference on
+    GPU-Based Platforms", ICC 2023, arXiv:2301.12865; journal version arXiv:2501.02181.
     """
 
     Config = SmdpConfig
@@ -186,6 +187,22 @@ class Smdp(Policy):
         self.max_num_seqs: N = config.max_num_seqs
         self.max_wait_s = config.max_wait_s
         self.book = table_book(config)
+
+    @staticmethod
+    def decision_tables(config: SmdpConfig) -> tuple[str, list[tuple[float, Table]]]:
+        """Return what is decided without an instance: a title, and loads with their tables.
+
+        The service law is the one given; if none is, the paper's server.
+        """
+        service = config.service or ServiceConfig()
+        law = service.law(config.max_batch_size, config.service_stages)
+        bands = Bands(law, table_book(config).solver, config.load_bands)
+        server = "given service" if config.service else "GoogLeNet on a P4"
+        title = f"rule {config.rule}, {server}, {config.power_weight_ms:g} ms a watt"
+        if config.mean_gap_s is not None:
+            rate = 1 / config.mean_gap_s
+            return title, [(law.load(rate), bands.solver.table(law, rate))]
+        return title, [(bands.load(b), bands.table(b)) for b in range(config.load_bands)]
 
     @property
     def operation_counts(self) -> Mapping[str, N]:  # type: ignore[override]
@@ -278,10 +295,3 @@ def table_book(config: SmdpConfig) -> TableBook:
         config.tolerance_ms / MS_PER_S,
     )
     return TableBook(maker, solver, config.load_bands, config.smoothing, config.mean_gap_s or 0.0)
-
-
-def bands_of(config: SmdpConfig) -> Bands:
-    """Return the tables of a config without an instance: those of `service`, or of its default."""
-    service = config.service or ServiceConfig()
-    law = service.law(config.max_batch_size, config.service_stages)
-    return Bands(law, table_book(config).solver, config.load_bands)

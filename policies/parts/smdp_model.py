@@ -1,6 +1,6 @@
 """A batch-service queue as a semi-Markov decision process: when to serve, and how many.
 
-One server, Poisson arrivals, a batch of a requests is served for l(a) seconds and takes z(a) joules.
+One server, Poisson arrivals; a batch of a requests is served for l(a) seconds and takes z(a) J.
 State s: requests waiting at a decision, 0..`max_waiting`, and one more that stands for all beyond
 (*overflow*). Action a: 0 waits for the next arrival, a > 0 serves a of them. With w the weight of
 power, the cost of a state and an action is what it adds to

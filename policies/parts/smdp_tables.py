@@ -1,4 +1,4 @@
-"""Which table applies: service laws from cost models, tables by load band, the load as it is seen."""
+"""Which table applies: laws from cost models, tables by load band, the load as it is seen."""
 
 from __future__ import annotations
 
