@@ -164,8 +164,8 @@ class Smdp(Policy):
       families the journal version uses is not known.
     - A4 `max_wait_s` is ours: without it the last requests of a finite run would wait for ever.
     - A5 bands, smoothing and hysteresis are ours; before two arrivals the lowest band is used.
-      `mean_gap_s` gives one table for exactly that rate. A load beyond the bands gets the nearest,
-      counted (`policy_beyond_bands`).
+      `mean_gap_s` gives one table for exactly that rate, short of load 1. A load beyond the bands
+      gets the nearest, counted (`policy_beyond_bands`).
     - A6 outputs are taken as exponential when the longest of a batch is estimated; powers default
       to an A100-80GB: 400 W in prompts, logistic from 175 to 385 W in decode (Splitwise's and
       vLLM's fleet simulators); they are those of an instance, all its GPUs together.
@@ -201,7 +201,8 @@ class Smdp(Policy):
         title = f"rule {config.rule}, {server}, {config.power_weight_ms:g} ms a watt"
         if config.mean_gap_s is not None:
             rate = 1 / config.mean_gap_s
-            return title, [(law.load(rate), bands.solver.table(law, rate))]
+            if law.load(rate) < 1:
+                return title, [(law.load(rate), bands.solver.table(law, rate))]
         return title, [(bands.load(b), bands.table(b)) for b in range(config.load_bands)]
 
     @property

@@ -298,8 +298,12 @@ class RatedQueue(Fifo):
         """Return the table to go by now."""
         if not self._table:
             bands = self.bands(cost)
-            if self.book.gap_s:
-                self._table = bands.solver.table(bands.law, 1.0 / self.book.gap_s)
-            else:
-                self._table = bands.table(max(self.band, 0))
+            rate = 1.0 / self.book.gap_s if self.book.gap_s else 0.0
+            if bands.law.load(rate) >= 1.0:  # no table is for that: the highest band's
+                self.band = bands.count - 1
+                self.book.beyond += 1
+            elif rate:
+                self._table = bands.solver.table(bands.law, rate)
+                return self._table
+            self._table = bands.table(max(self.band, 0))
         return self._table
