@@ -23,6 +23,10 @@ SPLITWISE = "tests/golden/test_golden_splitwise.py"
 BUCKETSERVE = "tests/golden/test_golden_bucketserve.py"
 DEADLINE = "tests/golden/test_golden_deadline.py"
 UELLM = "tests/golden/test_golden_uellm.py"
+ASCENDRA = "tests/golden/test_golden_ascendra.py"
+ASCENDRA_UNIT = "tests/unit/test_policy_ascendra.py"
+SMDP_UNIT = "tests/unit/test_policy_smdp.py"
+SMDP_SOLVER = "tests/unit/test_parts_smdp.py"
 MIDPOINTS = "tests/unit/test_parts_buckets.py"
 PREFIX = "tests/golden/test_golden_prefix.py"
 POOL = "tests/properties/test_block_pool.py"
@@ -690,5 +694,40 @@ MUTATIONS = (
         "and busiest > limits.balance_rel_threshold * idlest.outstanding",
         "and busiest > 1 << 62",
         (ROUTERS_UNIT,),
+    ),
+    Mutation(
+        "smdp: nobody is served for having waited long",
+        "policies/smdp.py",
+        "if not serve and view.now_s >= next(iter(queue)).arrival_s + self.max_wait_s:",
+        "if not serve and view.now_s < 0:",
+        (SMDP_UNIT,),
+    ),
+    Mutation(
+        "smdp: the arrivals during a service cost nothing",
+        "policies/parts/smdp_model.py",
+        "within = np.concatenate(([0.0], self.square_s2 / 2))",
+        "within = np.concatenate(([0.0], 0 * self.square_s2))",
+        (SMDP_SOLVER,),
+    ),
+    Mutation(
+        "ascendra: risks during the step are not seen",
+        "policies/ascendra.py",
+        "request.deadline_s < due_s + step_s",
+        "request.deadline_s < due_s",
+        (ASCENDRA_UNIT,),
+    ),
+    Mutation(
+        "ascendra: a move takes no time",
+        "policies/ascendra.py",
+        "moved[0] + self.config.transfer_s",
+        "moved[0]",
+        (ASCENDRA,),
+    ),
+    Mutation(
+        "a moved request is still counted where it was",
+        "sim/core/seats.py",
+        "            target.enqueue(request, now)",
+        "            target.enqueue(request, now)\n            self.outstanding += 1",
+        (ASCENDRA,),
     ),
 )

@@ -10,6 +10,8 @@ import typer
 from sim.cli.show import say, show, show_columns, show_json
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
+TABLE = Path("results/out/policy-table.png")
+"""Where `policies NAME --table` draws."""
 
 BOUNDS = {
     "minimum": ">=",
@@ -22,16 +24,32 @@ BOUNDS = {
 
 def policies(
     name: Annotated[str | None, typer.Argument(help="One policy, with its parameters.")] = None,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="KEY=VALUE", help="Parameters for --table, e.g. load_bands=5."),
+    ] = None,
+    table: Annotated[
+        bool, typer.Option("--table", help="Draw the table that a policy decides by (smdp).")
+    ] = False,
+    out: Annotated[Path, typer.Option("--out", help="Picture of --table, a PNG.")] = TABLE,
     json: Json = False,
 ) -> None:
     """List the scheduling policies, or describe one."""
     from policies import load
     from sim.study.policy_facts import docstring
+    from sim.types import BadInput
 
     if name is None:
+        if table:
+            raise BadInput("policies --table: which policy? e.g. bucketsim policies smdp --table")
         _list_policies(json)
         return
     policy = load(name)
+    if table:
+        _draw_table(name, policy, overrides or [], out)
+        return
+    if overrides:
+        raise BadInput(f"policies {name}: {overrides[0]!r}: parameters go with --table only")
     parameters = [_parameter(k, v) for k, v in _schema(policy.Config).items()]
     if json:
         show_json({"name": name, "doc": docstring(policy), "parameters": parameters})
@@ -101,6 +119,29 @@ def _list_policies(json: bool) -> None:
             "paper": [short_reference(fact.reference) for fact in facts.values()],
         }
     )
+
+
+def _draw_table(name: str, policy: Any, overrides: list[str], out: Path) -> None:
+    """Draw the decision table of a policy that has one."""
+    from sim.cli.show import say
+    from sim.report.policy_table import DrawnTable, draw_tables
+    from sim.study.config import COMMAND_LINE, overridden
+    from sim.study.files import output_folder
+    from sim.study.validation import validate
+    from sim.types import BadInput
+
+    if not hasattr(policy, "decision_tables"):
+        raise BadInput(f"policies {name} --table: it decides by no table; valid: smdp")
+    if out.suffix != ".png":
+        raise BadInput(f"--out: {str(out)!r}: expected a file name ending in .png")
+    config = validate(policy.Config, overridden({}, overrides), name, lambda _: COMMAND_LINE)
+    output_folder(out.parent)
+    title, tables = policy.decision_tables(config)
+    draw_tables([DrawnTable(load, serve) for load, serve in tables], f"{name}: {title}", out)
+    for load, serve in tables:
+        drawn = DrawnTable(load, serve)
+        print(f"load {load:.2f}: wait for {drawn.limit}, then serve up to {max(serve)}")
+    say(f"wrote {out}")
 
 
 def _show_profile(name: str, found: dict[str, Any], json: bool, picture: Path | None) -> None:

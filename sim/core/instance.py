@@ -290,6 +290,8 @@ class Instance(Seats):
             elif isinstance(plan, Mixed):
                 for preemption in plan.preempt:
                     self.preempt(preemption, now)
+                if plan.move:
+                    self.move(plan.move, now)
                 took_time = self._chunked(plan.chunks, plan.decode, False, now)
             elif isinstance(plan, Prefill):
                 chunks = [(r, r.target_tokens - r.prefilled) for r in plan.requests]

@@ -141,6 +141,28 @@ class Seats(View):
         self.waiting.remove(request)
         self.num_waiting -= 1
 
+    def move(self, moves: Sequence[tuple[Request, N]], now: int) -> None:
+        """Send waiting requests to the queues of other instances; they hold no KV.
+
+        Where one is too long for its new instance it is rejected, as at arrival.
+        """
+        for request, to in moves:
+            target = self.sim.instances[to]
+            if request.home is not self or request.state != WAITING:
+                raise self.broken(f"move of request {request.id}, which does not wait here")
+            if target is self or not target.up or target.role == "decode":
+                raise self.broken(f"move of request {request.id} to instance {to}")
+            self.dequeue(request)
+            if not self.sim.takes(request, target):
+                self.sim.reject(request, self)
+                continue
+            self.outstanding -= 1
+            self.outstanding_tokens -= request.input_len
+            request.stamp = -1
+            target.enqueue(request, now)
+            # One of lower index has planned at this instant already: see `hand_over`.
+            target.wake(now if target.id > self.id else now + 1)
+
     def requeue(self, request: Request, now: int) -> None:
         """Put a request back in front; its emitted tokens become part of the prompt."""
         request.prefilled = 0
@@ -490,6 +512,8 @@ class Seats(View):
             self.resume(request)
         for request in plan.swap_in:
             self.swap_in(request, now)
+        if plan.move:
+            self.move(plan.move, now)
 
     def pause(self, request: Request) -> None:
         """Let a decoding request sit out; it keeps its blocks and its seat."""

@@ -18,6 +18,7 @@ _OF_RUN = {
     "oom_events": "out-of-memory events: batches were lost and run again",
     "failures": "failures of instances: their requests were put back and served again",
     "extrapolated_steps": "steps were priced outside the profile's fitted range",
+    "policy_beyond_bands": "arrivals came at a load that no table is for: the nearest was used",
 }
 _OF_STATUS = {
     "rejected": "requests were rejected: longer than max_model_len or than the memory holds",
@@ -46,7 +47,7 @@ def notices(
     lines = list(setup_notes)
     lines += trace_notices(trace_notes, over)
     for key, text in _OF_RUN.items():
-        lines += _counted(sum(r.counters[key] for r in records), text, over)
+        lines += _counted(sum(r.counters.get(key, 0) for r in records), text, over)
     for status, text in _OF_STATUS.items():
         count = sum(int((r.requests["status"] == status).sum()) for r in records)
         lines += _counted(count, text, over)

@@ -312,6 +312,8 @@ def _note(view: View, plan: Plan | None, audit: Audit, overhead_fs: int) -> None
         labels["one queue of all instances"] += bool(view.num_waiting)
         up = all(member.up for member in view.shared.members)
         labels["one queue, an instance is down"] += not up
+    if isinstance(plan, Decode | Mixed):
+        labels["a waiting request moves"] += bool(plan.move)
     if isinstance(plan, Decode):
         labels["a partial prompt"] += bool(plan.pause)
     if isinstance(plan, RunToCompletion):

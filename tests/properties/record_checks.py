@@ -86,6 +86,7 @@ CASES = (
     "one queue of all instances",
     "one queue, an instance is down",
     "preempted, and taken by another instance",
+    "a waiting request moves",
 )
 """What the generators must reach (design section 10)."""
 
