@@ -37,7 +37,7 @@ POLICIES: dict[str, dict[str, Any]] = {
 SPLIT = ("distserve", "bucketserve", "bucketserve-optimal", "deadline-batch", "splitwise")
 """Those that move KV caches."""
 
-OTHERS = ("sarathi", "orca", "uellm", *SPLIT)
+OTHERS = ("sarathi", "orca", "uellm", "smdp", "ascendra", *SPLIT)
 
 LOADS = (0.5, 0.9, 1.2)
 SIZES = (10_000, 100_000, 1_000_000)
