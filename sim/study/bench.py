@@ -41,7 +41,7 @@ AHEAD = "continuous v1, ahead"
 AHEAD_ENGINE = {"async_scheduling": True, "scheduler_reserve_full_isl": True, "null_block": True}
 """vLLM V1 with steps formed one ahead, at 90 % only."""
 
-OTHERS = ("sarathi", "orca", "uellm", AHEAD, *SPLIT)
+OTHERS = ("sarathi", "orca", "uellm", "smdp", "ascendra", AHEAD, *SPLIT)
 
 LOADS = (0.5, 0.9, 1.2)
 SIZES = (10_000, 100_000, 1_000_000)
