@@ -29,7 +29,7 @@ HEAD = (
     "ours, paper set",
     "one assumption changed",
     "all changed (5-95 %)",
-    "agree",
+    "agree / against / unclear",
     "alone",
     "verdict",
     "decisive assumption",
@@ -57,9 +57,9 @@ def markdown(result: Result) -> str:
         f"One assumption changed: lowest and highest mean of {singles} settings "
         f"({len(study.assumptions.assumptions)} assumptions); all changed: {result.points} points "
         f"of a Latin hypercube over them. {samples.seeds} replications a setting; there a rate is "
-        f"searched to {effort.width:.0%} with fewer requests ({shorter}). *Agree*: points that "
-        ""
-        "decide as the paper set does, of all; *alone*: the verdict under the paper set alone. The "
+        f"searched to {effort.width:.0%} with fewer requests ({shorter}). *Agree*, "
+        "*against*: points that decide as the paper set does or the opposite; *unclear*: "
+        f"{samples.seeds} replications do not decide it there; *alone*: the verdict under the paper set alone. The "
         "rule is `sim/study/paper/verdict.py`.",
         "",
         *table(result),
@@ -97,7 +97,7 @@ def _cells(result: Result, one: Judged) -> list[str]:
         interval(one.ours),
         _span(alone),
         _span(joint, 0.05),
-        f"{found.agree} of {found.agree + found.against + found.unclear}" if joint else "",
+        f"{found.agree} / {found.against} / {found.unclear}" if joint else "",
         judge(claim.claimed, one.ours, ()).name,
         f"**{found.name}**",
         decisive(result, found.decisive),
