@@ -59,8 +59,8 @@ def markdown(result: Result) -> str:
         f"of a Latin hypercube over them. {samples.seeds} replications a setting; there a rate is "
         f"searched to {effort.width:.0%} with fewer requests ({shorter}). *Agree*, "
         "*against*: points that decide as the paper set does or the opposite; *unclear*: "
-        f"{samples.seeds} replications do not decide it there; *alone*: the verdict under the paper set alone. The "
-        "rule is `sim/study/paper/verdict.py`.",
+        f"{samples.seeds} replications do not decide it there; *alone*: the verdict "
+        "under the paper set alone. The rule is `sim/study/paper/verdict.py`.",
         "",
         *table(result),
         "",
