@@ -88,13 +88,32 @@ figures: setup ## draw the paper's figures and their twins into results/out/figu
 fig-%: setup ## draw one figure and its twin: make fig-5d
 	$(BIN)/bucketsim figures $* --out $(OUT)/figures
 
-quick: setup ## redraw 5c and 5d with fewer seeds (< 2 min)
-	$(BIN)/bucketsim figures 5c 5d --no-twins --seeds 4 --out $(OUT)/quick
+claims: setup ## judge the paper's claims under its set and 547 other settings (35 min on 2 cores; resumes)
+	$(BIN)/bucketsim paper claims --out $(OUT)/claims
+
+sensitivity: setup ## how far each assumption moves each claim: picture and page (5 min after make claims)
+	$(BIN)/bucketsim paper sensitivity --out $(OUT)/claims
+
+paper: figures claims sensitivity ablation frontier ## all of the reproduction: results/REPRODUCTION.md (< 60 min)
+	$(BIN)/bucketsim paper report --out $(OUT) --readme README.md
+
+quick: setup ## redraw 5c and 5d and the claims table with fewer seeds (< 2 min)
+	$(BIN)/bucketsim figures 5c 5d --no-twins --seeds 3 --out $(OUT)/quick
+	$(BIN)/bucketsim paper claims --quick --out $(OUT)/quick
+
+ablation: setup ## measure what each component is worth, into results/out/ablation (< 8 min on 2 cores; resumes)
+	$(BIN)/bucketsim paper ablation --out $(OUT)/ablation
+
+frontier: setup ## find the capacity of every policy over SLO scales, into results/out/frontier (< 10 min; resumes)
+	$(BIN)/bucketsim paper frontier --out $(OUT)/frontier
 
 TABLES := ../shared/data/profiles
 profiles: setup ## fit the shipped profiles to operator tables in TABLES (4 min)
 	for gpu in a100-80gb h100 h200 rtx-4090 rtx-pro-6000; do \
 		$(BIN)/bucketsim calibrate fit --operators $(TABLES) --gpu $$gpu --out sim/costs/profiles || exit; done
+
+fidelity: setup ## fit and replay the measured runs of ../shared/data, write docs/fidelity.md (2 min)
+	$(BIN)/python docs/fidelity.py ../shared/data
 
 docs-pictures: setup ## draw the same ten requests under every policy (3 s)
 	$(BIN)/python docs/pictures.py
@@ -105,5 +124,6 @@ gpu-test: $(GPU_SETUP) ## tests that need a CUDA device (2-3 min; wants pytest a
 clean: ## remove .venv and everything generated
 	rm -rf .venv build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache $(OUT)
 
-.PHONY: help setup run test check test-slow mutate bench compiled compiled-test performance evidence figures quick calibrate calibrate-gpu wheelhouse \
-	profiles docs-pictures gpu-test clean
+.PHONY: help setup run test check test-slow mutate bench compiled compiled-test performance evidence figures claims \
+	sensitivity ablation frontier paper quick calibrate calibrate-gpu wheelhouse \
+	profiles fidelity docs-pictures gpu-test clean

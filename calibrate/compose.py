@@ -26,12 +26,15 @@ class Operators(abc.ABC):
         most_tokens: largest step that the tables of the dense layers hold, tokens.
         derivation: how, and every assumption.
         notes: what any user of a profile must be told.
+        dense_sizes: token counts at which the dense layers were measured as they are, rising; None:
+            they are composed of matrix products, and knots say as much.
     """
 
     files: tuple[str, ...]
     most_tokens: int
     derivation: str
     notes: tuple[str, ...] = ()
+    dense_sizes: Floats | None = None
 
     @abc.abstractmethod
     def dense(self, tokens: ArrayLike) -> Floats:

@@ -57,11 +57,13 @@ class LayerOperators(Operators):
         self._mixed = _Mixed(attention)
         self._link_per_ms = gpu.link_bytes_per_s * tp / (2 * (tp - 1)) / 1e3 if tp > 1 else np.inf
         self.most_tokens = int(self._tokens[-1])
+        self.dense_sizes = self._tokens
         self.files = tuple(path.name for kind in NEEDED for path in tables[kind].files)
         self.derivation = (
-            "Composed from operator times by calibrate/compose_layers.py, then fitted. Several "
-            "chunks in a step: the shortest launch once, what each takes above it added. Host time "
-            "and gaps between kernels: assumed hidden (vLLM 0.19: 0-1.5 ms a step)."
+            "Composed from operator times by calibrate/compose_layers.py, then fitted; dense "
+            "layers: the table itself. Several chunks in a step: the shortest launch once, what "
+            "each takes above it added. Host time and gaps between kernels: assumed hidden (vLLM "
+            "0.19: 0-1.5 ms a step)."
         )
         if tp > 1:
             latency_us = 1e3 * ALLREDUCE_LATENCY_MS

@@ -58,8 +58,9 @@ class Errors:
 def fit_terms(operators: Operators, steps: Steps, model: Model, tp: int) -> Terms:
     """Fit every term to its operator, on given steps.
 
-    Dense layers, rows and links are curves; decode attention is weighted by the step it is part of;
-    gamma comes last, the decode coefficients frozen.
+    Rows and links are curves of a few knots, dense layers too where no table holds them; decode
+    attention is weighted by the step it is part of; gamma comes last, the decode coefficients
+    frozen.
     """
     most_tokens = max(LARGEST_STEP_TOKENS, int(steps.tokens.max()))
     tokens = _places(steps.tokens, most_tokens, DENSE_SIZES)
@@ -71,9 +72,7 @@ def fit_terms(operators: Operators, steps: Steps, model: Model, tp: int) -> Term
         allreduce = AllreduceTerm(knots_bytes_ms=_knots(knots))
     decode = _fit_decode(operators, steps, model, tp)
     return Terms(
-        dense=TokenCurve(
-            knots_tokens_ms=_knots(fit_curve(tokens, operators.dense(tokens), DENSE_KNOTS))
-        ),
+        dense=TokenCurve(knots_tokens_ms=_knots(_dense(operators, tokens))),
         lm_head=TokenCurve(
             knots_tokens_ms=_knots(fit_curve(rows, operators.lm_head(rows), ROW_KNOTS))
         ),
@@ -82,6 +81,14 @@ def fit_terms(operators: Operators, steps: Steps, model: Model, tp: int) -> Term
         gamma=_fit_gamma(operators, steps, decode, model, tp),
         allreduce=allreduce,
     )
+
+
+def _dense(operators: Operators, tokens: Floats) -> Sequence[tuple[float, float]]:
+    """Return the dense layers: the table where there is one (waves and tiles show), else knots."""
+    if operators.dense_sizes is None:
+        return fit_curve(tokens, operators.dense(tokens), DENSE_KNOTS)
+    sizes = np.union1d(operators.dense_sizes, tokens[-1:])
+    return list(zip(sizes.tolist(), operators.dense(sizes).tolist(), strict=True))
 
 
 def _fit_decode(

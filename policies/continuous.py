@@ -24,7 +24,7 @@ from policies.base import (
 from policies.parts.orders import lowest_rank, ordered_queue
 
 GO_ON: Final = Decode()
-V0_ONLY = ("watermark", "token_count", "padded", "preemption_mode")
+V0_ONLY = ("watermark", "token_count", "padded", "max_paddings", "preemption_mode")
 V1_ONLY = ("long_prefill_token_threshold",)
 
 
@@ -56,6 +56,12 @@ class ContinuousConfig(Config):
         "sum", description="how a prefill batch counts against the budget (v0)"
     )
     padded: bool = Field(False, description="pad prefill batches, as early vLLM did (v0)")
+    max_paddings: int | None = Field(
+        None,
+        ge=0,
+        description="padding tokens of a prefill batch, at most; null: no limit; vLLM 0.2-0.3: "
+        "256 (v0)",
+    )
     preemption_mode: Literal["recompute", "swap"] = Field(
         "recompute", description="what happens to a victim's KV blocks (v0)"
     )
@@ -93,7 +99,10 @@ class Continuous(Policy):
     Decision rule, `v0`: if nothing is swapped out and some waiting prompts fit (whole, in order,
     leaving the watermark free), a step with only those prefills; else one decode step. Victims are
     the latest arrivals, recomputed or swapped to host memory; swapped requests come back before any
-    new prefill.
+    new prefill, in order of arrival, while a block to spare for each and the watermark stay free.
+    `padded`, `token_count: padded` and `max_paddings: 256` are vLLM 0.2.2 to 0.3: prompts of one
+    step are padded to the longest, and the next one has to wait if that would take more than 256
+    padding tokens.
 
     Both take waiting requests by `order`. With `sjf` and `edf` (no deadline: last) preempted
     requests stand in front, as with `fcfs`; with `priority`, as in vLLM, they go back to their rank
@@ -103,13 +112,20 @@ class Continuous(Policy):
     Requests wait where the router put them or, with `queue: cluster`, in one queue for all: the
     instance that plans first takes what fits, also what another has preempted.
 
+    With prefix caching both admit a request by what is left of it after the hit; a padded `v0`
+    prefill has none.
+
     Deviations and assumptions: vLLM has a queue per engine; `queue: cluster` stands for a proxy
     that holds requests back until an engine has room. It has `fcfs` and `priority`; `sjf` and `edf`
     are the plain textbook rules, so a long prompt may wait for ever and a deadline already missed
-    still comes first. A waiting request of high priority evicts nobody, as in V1. Scheduling is
-    synchronous (a step is formed when the last has ended). In `v1` all decodes come before
-    unfinished prompts, where vLLM walks the running requests in admission order: the same step
-    unless the budget or memory runs out, and admission reserves the blocks of the first chunk only.
+    still comes first. A waiting request of high priority evicts nobody, as in V1. What the engine
+    decides in vLLM is an engine setting here: steps formed one ahead (`engine.async_scheduling`),
+    admission only of prompts that fit whole (`engine.scheduler_reserve_full_isl`; else the first
+    chunk has to fit), the null block (`engine.null_block`). In `v1` all decodes come before
+    unfinished prompts, where vLLM walks the running requests in admission order. An unfinished
+    prompt is the last admitted, so this is the same step, unless `long_prefill_token_threshold`
+    lets prompts be unfinished side by side and the budget runs out: vLLM then leaves out decodes
+    that were admitted after them, here it is the chunks that get less.
     In `v0` a prompt longer than the budget runs alone, and the watermark is waived for the head of
     the queue when nothing runs, where vLLM would refuse the prompt for good. `max_num_seqs` 256 and
     2048 tokens are vLLM's class defaults of that era; its entry points choose by GPU.
@@ -124,6 +140,7 @@ class Continuous(Policy):
 
     def __init__(self, config: ContinuousConfig) -> None:
         self.v1 = config.scheduler == "v1"
+        self.synchronous = "" if self.v1 else "with scheduler v0 waits for each step's tokens"
         self.order: str = config.order
         self.queue_scope = config.queue
         self.max_num_seqs: N = config.max_num_seqs
@@ -132,6 +149,7 @@ class Continuous(Policy):
         self.watermark = config.watermark
         self.count_padded = config.token_count == "padded"
         self.padded = config.padded
+        self.max_paddings: N = -1 if config.max_paddings is None else config.max_paddings
         self.swap = config.preemption_mode == "swap" and not self.v1
 
     def new_queue(self) -> WaitQueue:
@@ -177,17 +195,31 @@ class Continuous(Policy):
     def _admit_v1(self, view: View, chunks: list[tuple[Request, N]], budget: N, room: N) -> None:
         """Append chunks of waiting requests while seats, budget and blocks remain."""
         seats = self.max_num_seqs - view.num_running
+        if seats <= 0:
+            return
         size = view.block_size
         limit = self.chunk_limit
+        whole = view.reserve_full_isl
+        cache = view.prefix_cache
+        look = None
         for request in view.waiting:
             if seats <= 0 or budget <= 0:
                 return
-            tokens = request.target_tokens
+            left = request.target_tokens
+            if cache is not None and look is None and (request.prefix or request.preemptions):
+                look = cache.prospect(view.growth_blocks, chunks)
+            if look is not None:
+                left -= look.cached(request)
+            tokens = left
             if tokens > limit:
                 tokens = limit
             if tokens > budget:
                 tokens = budget
-            room -= -(-tokens // size)
+            if whole and tokens < left:
+                need = -(-left // size) if look is None else look.needs(request, left)
+                if need > room:
+                    return
+            room -= -(-tokens // size) if look is None else look.admit(request, tokens)
             if room < 0:
                 return
             chunks.append((request, tokens))
@@ -211,17 +243,24 @@ class Continuous(Policy):
         seats = self.max_num_seqs - view.num_running
         size = view.block_size
         room = view.free_blocks - int(self.watermark * view.total_blocks)
+        cache = None if self.padded else view.prefix_cache
+        look = None
         batch: list[Request] = []
-        charged = longest = 0
+        charged = longest = tokens = 0
         for request in view.waiting:
             length = request.target_tokens
-            if self.count_padded:
-                longest = max(longest, length)
-                charged = longest * (len(batch) + 1)
-            else:
-                charged += length
-            room -= -(-length // size)
+            if cache is not None and look is None and (request.prefix or request.preemptions):
+                look = cache.prospect(0, [(r, r.target_tokens) for r in batch])
+            if look is not None:
+                length -= look.cached(request)
+            tokens += length
+            longest = max(longest, length)
+            rectangle = longest * (len(batch) + 1)
+            charged = rectangle if self.count_padded else tokens
+            room -= -(-length // size) if look is None else look.admit(request, length)
             if room < 0 or (batch and charged > self.max_num_batched_tokens):
+                break
+            if 0 <= self.max_paddings < rectangle - tokens:
                 break
             batch.append(request)
             if len(batch) == seats:
@@ -236,12 +275,13 @@ class Continuous(Policy):
         room = view.free_blocks - view.growth_blocks
         watermark = int(self.watermark * view.total_blocks)
         back: list[Request] = []
-        for request in view.swapped.values():
-            room -= view.blocks_for(request.prefilled + 1)
-            if (
-                room < (watermark if view.running or back else 0)
-                or view.num_running + len(back) >= self.max_num_seqs
-            ):
+        for _, request in sorted(view.swapped.items()):
+            held = view.blocks_for(request.prefilled)
+            spare = 1 + watermark
+            if not (view.running or back):
+                spare = view.blocks_for(request.prefilled + 1) - held
+            if room < held + spare or view.num_running + len(back) >= self.max_num_seqs:
                 break
+            room -= view.blocks_for(request.prefilled + 1)
             back.append(request)
         return back

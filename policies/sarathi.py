@@ -106,9 +106,15 @@ class Sarathi(Policy):
         seats = self.max_num_seqs - view.num_running
         kept_free = int(self.watermark * view.total_blocks)
         size = view.block_size
+        cache = view.prefix_cache
+        look = None
         for request in view.waiting:
             length = request.target_tokens
-            room -= -(-length // size)
+            if cache is not None and look is None and (request.prefix or request.preemptions):
+                look = cache.prospect(view.growth_blocks, chunks)
+            if look is not None:
+                length -= look.cached(request)
+            room -= -(-length // size) if look is None else look.admit(request, length)
             if seats <= 0 or budget <= 0 or room < 0:
                 return
             if room < kept_free and (view.running or chunks):

@@ -61,6 +61,7 @@ class Static(Policy):
 
     Config = StaticConfig
     assumes = "nothing"
+    synchronous = "runs static batches"
 
     def __init__(self, config: StaticConfig) -> None:
         self.max_batch_size: N = config.max_batch_size

@@ -138,6 +138,7 @@ class Uellm(Policy):
     Config = UellmConfig
     assumes = "E2E bounds, predicted output lengths"
     uses_predictions = True
+    synchronous = "runs static batches"
 
     def __init__(self, config: UellmConfig) -> None:
         self.config = config

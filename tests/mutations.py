@@ -12,6 +12,10 @@ LEAVING = "tests/golden/test_golden_leaving.py"
 CONTINUOUS_UNIT = "tests/unit/test_policy_continuous.py"
 ENGINE_UNIT = "tests/unit/test_core_engine.py"
 FAILURES = "tests/golden/test_golden_failures.py"
+ASYNC = "tests/golden/test_golden_async.py"
+BUILD_UNIT = "tests/unit/test_study_build.py"
+METRICS_UNIT = "tests/unit/test_study_metrics.py"
+PRESETS_UNIT = "tests/unit/test_study_presets.py"
 SHARED = "tests/golden/test_golden_shared_queue.py"
 SHARED_UNIT = "tests/unit/test_core_shared_queue.py"
 TRANSFER = "tests/golden/test_golden_transfer.py"
@@ -19,7 +23,15 @@ SPLITWISE = "tests/golden/test_golden_splitwise.py"
 BUCKETSERVE = "tests/golden/test_golden_bucketserve.py"
 DEADLINE = "tests/golden/test_golden_deadline.py"
 UELLM = "tests/golden/test_golden_uellm.py"
+ASCENDRA = "tests/golden/test_golden_ascendra.py"
+ASCENDRA_UNIT = "tests/unit/test_policy_ascendra.py"
+SMDP_UNIT = "tests/unit/test_policy_smdp.py"
+SMDP_SOLVER = "tests/unit/test_parts_smdp.py"
 MIDPOINTS = "tests/unit/test_parts_buckets.py"
+PREFIX = "tests/golden/test_golden_prefix.py"
+POOL = "tests/properties/test_block_pool.py"
+PREFIXES_UNIT = "tests/unit/test_core_prefixes.py"
+ROUTERS_UNIT = "tests/unit/test_core_routers.py"
 
 
 @dataclass(frozen=True)
@@ -43,6 +55,13 @@ MUTATIONS = (
         (PREEMPTION,),
     ),
     Mutation(
+        "v0 swaps in by eviction",
+        "policies/continuous.py",
+        "in sorted(view.swapped.items()):",
+        "in view.swapped.items():",
+        (CONTINUOUS_UNIT,),
+    ),
+    Mutation(
         "v0 victim: earliest arrival",
         "policies/continuous.py",
         "if request.id > last.id:",
@@ -52,8 +71,8 @@ MUTATIONS = (
     Mutation(
         "v0 admission ignores the watermark",
         "policies/continuous.py",
-        "room = view.free_blocks - int(self.watermark * view.total_blocks)\n        batch",
-        "room = view.free_blocks\n        batch",
+        "room = view.free_blocks - int(self.watermark * view.total_blocks)\n        cache",
+        "room = view.free_blocks\n        cache",
         (CONTINUOUS_UNIT,),
     ),
     Mutation(
@@ -73,9 +92,9 @@ MUTATIONS = (
     Mutation(
         "v1 a request that does not fit is overtaken",
         "policies/continuous.py",
-        "room -= -(-tokens // size)\n            if room < 0:\n                return\n",
-        "if room < -(-tokens // size):\n                continue\n"
-        "            room -= -(-tokens // size)\n",
+        "            if room < 0:\n                return\n            chunks.append",
+        "            if room < 0:\n                room += -(-tokens // size)\n"
+        "                continue\n            chunks.append",
         (PREEMPTION,),
     ),
     Mutation(
@@ -140,8 +159,8 @@ MUTATIONS = (
     Mutation(
         "arrival at a step's end is a step late",
         "sim/core/instance.py",
-        "steps_to_cover(now - self.start_fs, self.first_fs, self.increment_fs)\n            )",
-        "steps_to_cover(now - self.start_fs + 1, self.first_fs, self.increment_fs)\n            )",
+        "steps_to_cover(now - self.start_fs, self.first_fs, self.increment_fs) + self.lag",
+        "steps_to_cover(now - self.start_fs + 1, self.first_fs, self.increment_fs) + self.lag",
         (STEPS,),
     ),
     Mutation(
@@ -200,6 +219,84 @@ MUTATIONS = (
         "self.delay_fs += 0",
         (PREEMPTION,),
     ),
+    # Steps formed one ahead.
+    Mutation(
+        "ahead: an arrival ends the span a step late",
+        "sim/core/instance.py",
+        "self.first_fs, self.increment_fs) + self.lag\n",
+        "self.first_fs, self.increment_fs) + 2 * self.lag\n",
+        (ASYNC,),
+    ),
+    Mutation(
+        "ahead: an arrival is seen at the step's end",
+        "sim/core/instance.py",
+        "self.inbox.formed_fs = now - last_fs",
+        "self.inbox.formed_fs = now",
+        (ASYNC,),
+    ),
+    Mutation(
+        "ahead: an arrival at a step's end is late",
+        "sim/core/inbox.py",
+        "if when > until_fs:",
+        "if when >= until_fs:",
+        (ASYNC,),
+    ),
+    Mutation(
+        "ahead: the seat of a finish is free at once",
+        "sim/core/instance.py",
+        "if self.lag:\n                    self.leaving.append(request)",
+        "if False:\n                    self.leaving.append(request)",
+        (ASYNC,),
+    ),
+    Mutation(
+        "ahead: the seat of a one-token request is free at once",
+        "sim/core/seats.py",
+        "if self.lag:\n                self.leaving.append(request)",
+        "if False:\n                self.leaving.append(request)",
+        (ASYNC,),
+    ),
+    Mutation(
+        "ahead: a victim at its last token is recomputed",
+        "sim/core/seats.py",
+        "if request.state == DONE:  # its last token is under way",
+        "if False:",
+        (ASYNC,),
+    ),
+    Mutation(
+        "ahead: spans although something is not seen yet",
+        "sim/core/inbox.py",
+        "        instance.fuse = False\n",
+        "",
+        (ASYNC,),
+    ),
+    Mutation(
+        "ahead: an engine with nothing to run sleeps on",
+        "sim/core/inbox.py",
+        "            self._see(now)\n            instance.fuse",
+        "            instance.fuse",
+        (ASYNC,),
+    ),
+    Mutation(
+        "an engine that plans late has seen a request at its arrival",
+        "sim/core/inbox.py",
+        "self.log.seen(request, until_fs)",
+        "self.log.seen(request, when)",
+        (ASYNC,),
+    ),
+    Mutation(
+        "v1 admits what does not fit whole",
+        "policies/continuous.py",
+        "if whole and -(-request.target_tokens // size) > room:",
+        "if False:",
+        (ASYNC,),
+    ),
+    Mutation(
+        "null block is used",
+        "sim/study/build.py",
+        "costs.num_gpu_blocks - engine.null_block",
+        "costs.num_gpu_blocks",
+        (BUILD_UNIT,),
+    ),
     # Memory and membership.
     Mutation(
         "KV growth looked up a step late",
@@ -211,8 +308,8 @@ MUTATIONS = (
     Mutation(
         "blocks of a finished request are kept",
         "sim/core/seats.py",
-        "self.free_blocks += request.held_blocks\n        request.held_blocks = 0",
-        "self.free_blocks += 0\n        request.held_blocks = 0",
+        "self.free_blocks += held\n        if self.pool",
+        "self.free_blocks += 0\n        if self.pool",
         (STEPS,),
     ),
     Mutation(
@@ -286,6 +383,42 @@ MUTATIONS = (
         "self._next += 0",
         ("tests/unit/test_core_routers.py",),
     ),
+    # Clocks, host time, presets.
+    Mutation(
+        "the engine's clock starts at the arrival",
+        "sim/study/statistics/clock.py",
+        'return "queued_s" if self.name == ENGINE else "arrival_s"',
+        'return "arrival_s"',
+        (METRICS_UNIT,),
+    ),
+    Mutation(
+        "API time is in the TTFT only",
+        "sim/study/statistics/clock.py",
+        "return ttft_ms + self.api_latency_ms, e2e_ms + self.api_latency_ms",
+        "return ttft_ms + self.api_latency_ms, e2e_ms",
+        (METRICS_UNIT,),
+    ),
+    Mutation(
+        "host time on top counts no sequences",
+        "sim/costs/model.py",
+        "_fs(host.seq_ms + extra.seq_ms)",
+        "_fs(host.seq_ms)",
+        ("tests/unit/test_costs_model.py",),
+    ),
+    Mutation(
+        "a preset wins over the config",
+        "sim/study/presets.py",
+        "if key not in section}",
+        "if True}",
+        (PRESETS_UNIT,),
+    ),
+    Mutation(
+        "an A100 gets the batches of larger GPUs",
+        "sim/study/presets.py",
+        " and NOT_LARGE not in gpu",
+        "",
+        (PRESETS_UNIT,),
+    ),
     # From prefill to decode: links, blocks, pipelines.
     Mutation(
         "transfers do not share a link",
@@ -306,6 +439,13 @@ MUTATIONS = (
         "sim/core/links.py",
         "work = self.latency_fs + size_bytes / self.bytes_per_s * FS_PER_S",
         "work = 0.0",
+        (TRANSFER,),
+    ),
+    Mutation(
+        "a free transfer joins one step late",
+        "sim/core/links.py",
+        "if link.is_free(size):",
+        "if link.is_free(-size - 1):",
         (TRANSFER,),
     ),
     Mutation(
@@ -330,8 +470,8 @@ MUTATIONS = (
     Mutation(
         "source blocks are never free again",
         "sim/core/seats.py",
-        "self.free_blocks += request.held_blocks\n        self.held_blocks -=",
-        "self.free_blocks += 0\n        self.held_blocks -=",
+        "self.held_blocks -= request.held_blocks\n        self.free(request)",
+        "self.held_blocks -= request.held_blocks",
         (TRANSFER,),
     ),
     Mutation(
@@ -497,5 +637,97 @@ MUTATIONS = (
         "max_new_tokens=self._cap(batch)",
         "max_new_tokens=None",
         (UELLM,),
+    ),
+    # Prefix reuse.
+    Mutation(
+        "a prompt may be found whole",
+        "sim/core/blocks.py",
+        "most = (request.target_tokens - 1) // self.size",
+        "most = request.target_tokens // self.size",
+        (PREFIX,),
+    ),
+    Mutation(
+        "a prompt's blocks are freed first to last",
+        "sim/core/blocks.py",
+        "for piece in reversed(held):",
+        "for piece in held:",
+        (POOL,),
+    ),
+    Mutation(
+        "blocks are handed out whose last holder has not left",
+        "sim/core/blocks.py",
+        "if not piece.refs:\n                self._append(piece)",
+        "if piece.refs < 2:\n                self._append(piece)",
+        (POOL,),
+    ),
+    Mutation(
+        "a hit on free blocks leaves them in the list",
+        "sim/core/blocks.py",
+        "            if not piece.refs:\n                self._take(piece)\n",
+        "",
+        (POOL,),
+    ),
+    Mutation(
+        "growth of the batch comes after the look-up",
+        "sim/core/blocks.py",
+        "self.sync(ahead)",
+        "self.sync()",
+        (POOL,),
+    ),
+    Mutation(
+        "a preempted request's own blocks are nameless",
+        "sim/core/blocks.py",
+        "full = max(request.prefilled // self.size, first)",
+        "full = first",
+        (PREFIX,),
+    ),
+    Mutation(
+        "what only one request has counts as shared",
+        "sim/core/prefixes.py",
+        "if counts[place] < 2:",
+        "if counts[place] < 1:",
+        (PREFIXES_UNIT,),
+    ),
+    Mutation(
+        "prefix router: load never decides",
+        "sim/core/routers.py",
+        "and busiest > limits.balance_rel_threshold * idlest.outstanding",
+        "and busiest > 1 << 62",
+        (ROUTERS_UNIT,),
+    ),
+    Mutation(
+        "smdp: nobody is served for having waited long",
+        "policies/smdp.py",
+        "if not serve and view.now_s >= next(iter(queue)).arrival_s + self.max_wait_s:",
+        "if not serve and view.now_s < 0:",
+        (SMDP_UNIT,),
+    ),
+    Mutation(
+        "smdp: the arrivals during a service cost nothing",
+        "policies/parts/smdp_model.py",
+        "within = np.concatenate(([0.0], self.square_s2 / 2))",
+        "within = np.concatenate(([0.0], 0 * self.square_s2))",
+        (SMDP_SOLVER,),
+    ),
+    Mutation(
+        "ascendra: risks during the step are not seen",
+        "policies/ascendra.py",
+        "request.deadline_s < due_s + step_s",
+        "request.deadline_s < due_s",
+        (ASCENDRA_UNIT,),
+    ),
+    Mutation(
+        "ascendra: a move takes no time",
+        "policies/ascendra.py",
+        "moved[0] + self.config.transfer_s",
+        "moved[0]",
+        (ASCENDRA,),
+    ),
+    Mutation(
+        "a moved request is still counted where it was",
+        "sim/core/seats.py",
+        "            target.enqueue(request, now)",
+        "            target.enqueue(request, now)\n            self.outstanding += 1",
+        (ASCENDRA,),
     ),
 )

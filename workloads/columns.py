@@ -7,15 +7,15 @@ place that does), counts what was dropped, sorts by arrival and hands out the tr
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 
 from sim.types import Trace
 from workloads.base import MAX_TOKENS, Ints, Limits, bad
+from workloads.hashes import Hashes
+from workloads.pieces import Column, Piece, Rows
 from workloads.streams import over_rows
 
 INTEGERS = {
@@ -29,42 +29,13 @@ INTEGERS = {
 
 NAMES = ("task", "source")
 
-Rows: TypeAlias = Sequence[int] | Ints
-"""Row numbers."""
-
-
-@dataclass(frozen=True)
-class Column:
-    """Values of one field as the file has them.
-
-    Attributes:
-        name: what the file calls the column, for error messages.
-        values: array, pandas series or list.
-    """
-
-    name: str
-    values: Any
-
-
-@dataclass(frozen=True)
-class Piece:
-    """Some rows of a file.
-
-    Attributes:
-        rows: row number of each, for error messages.
-        columns: field of `Trace` -> column. `arrival_s` is in the unit of the format.
-        dropped: reason -> rows left out of this piece.
-    """
-
-    rows: Rows
-    columns: Mapping[str, Column]
-    dropped: Mapping[str, int] = field(default_factory=dict)
-
 
 class TraceBuilder:
     """Checks pieces and appends them to columns; `build` returns the trace."""
 
-    def __init__(self, path: Path, limits: Limits, ticks_per_s: float, absolute: bool) -> None:
+    def __init__(
+        self, path: Path, limits: Limits, ticks_per_s: float, absolute: bool, hashes: Hashes
+    ) -> None:
         self._path = path
         self._limits = limits
         self._ticks_per_s = ticks_per_s
@@ -75,7 +46,7 @@ class TraceBuilder:
         self._arrival = np.empty(0)
         self._integers: dict[str, Ints] = {}
         self._codes: dict[str, dict[str, int]] = {}
-        self._hashes: list[tuple[int, ...]] | None = None
+        self._hashes = hashes
 
     def add(self, piece: Piece) -> None:
         """Check and append one piece."""
@@ -94,8 +65,7 @@ class TraceBuilder:
         for name in NAMES:
             if name in piece.columns:
                 self._append(name, self._coded(name, piece.columns[name], piece.rows))
-        if "block_hashes" in piece.columns:
-            self._add_hashes(piece.columns["block_hashes"], piece.rows)
+        self._hashes.add(self._path, piece, self._integers["input_len"])
 
     def build(self) -> Trace:
         """Return the trace, sorted by arrival."""
@@ -107,7 +77,7 @@ class TraceBuilder:
         notes = {"read": self._read, "dropped": sum(self._dropped.values())}
         notes |= {f"dropped_{reason}": count for reason, count in self._dropped.items()}
         arrival = self._arrival if self._timed else None
-        hashes = self._hashes
+        hashes = self._hashes.lists(self._path)
         if arrival is not None and self._absolute:
             arrival -= arrival.min()
         if arrival is not None:
@@ -130,6 +100,7 @@ class TraceBuilder:
             prefix_group=columns.get("prefix_group"),
             prefix_len=columns.get("prefix_len"),
             block_hashes=None if hashes is None else tuple(hashes),
+            hash_block_tokens=self._hashes.block_tokens,
             notes=notes,
         )
 
@@ -157,14 +128,6 @@ class TraceBuilder:
         wrong = ~np.isfinite(values) if self._absolute else ~((values >= 0) & (values < np.inf))
         self._reject(wrong, column, piece.rows, "expected a finite time, 0 or later")
         _extend(self._arrival, values / self._ticks_per_s)
-
-    def _add_hashes(self, column: Column, rows: Rows) -> None:
-        if self._hashes is None:
-            self._hashes = []
-        for row, ids in zip(rows, column.values, strict=True):
-            if not isinstance(ids, list) or not all(type(i) is int for i in ids):
-                raise bad(self._path, f"{column.name}: expected a list of integers", row)
-            self._hashes.append(tuple(ids))
 
     def _whole(self, column: Column, rows: Rows, low: int, high: int, empty: int | None) -> Ints:
         values = self._numbers(column, rows, empty=empty is not None)

@@ -9,6 +9,7 @@ from pydantic import model_validator
 from workloads.arrivals import AllAtOnce, Arrivals, Closed
 from workloads.base import MAX_TOKENS, Config, Field
 from workloads.lengths.parametric import PARAMETRIC, Parametric
+from workloads.prefix_blocks import SharedPrefix
 
 MIXED = ("mixed", "mixture")
 
@@ -52,6 +53,18 @@ class WorkloadConfig(Config):
     )
     max_rows: int | None = Field(
         None, ge=1, description="refuse longer trace files [rows]; default 10 million"
+    )
+    prefix_blocks: str | None = Field(
+        None, min_length=1, description="file with the shared prompt blocks of a trace's requests"
+    )
+    hash_block_tokens: int | None = Field(
+        None,
+        ge=1,
+        le=MAX_TOKENS,
+        description="tokens of a block that has an id; null: the file's (Mooncake 512) or 16",
+    )
+    shared_prefix: SharedPrefix | None = Field(
+        None, description="prefixes put before the prompts of a source that has none"
     )
     priorities: dict[int, float] | None = Field(
         None, description="priority (smaller is more urgent) -> share of requests"

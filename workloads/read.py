@@ -9,6 +9,7 @@ from sim.types import Trace
 from workloads.base import Limits, bad, unknown
 from workloads.columns import TraceBuilder
 from workloads.formats.base import Format, Source
+from workloads.hashes import Hashes, SideFile
 
 _NOT_FORMATS = {"__init__", "base"}
 
@@ -24,6 +25,8 @@ def read_trace(
     format: str = "auto",
     tokenizer: str | None = None,
     max_rows: int | None = None,
+    prefix_blocks: str | Path | None = None,
+    hash_block_tokens: int | None = None,
 ) -> Trace:
     """Read requests from a file.
 
@@ -32,6 +35,8 @@ def read_trace(
         format: a name of `format_names()`, or `auto` to go by the columns or keys.
         tokenizer: `tokenizer.json` or Hugging Face name, for formats that hold text.
         max_rows: rows after which the file is refused; None means 10 million.
+        prefix_blocks: file with the shared prompt blocks (`workloads.prefix_blocks`).
+        hash_block_tokens: tokens of a block that has an id; None: as the format says, else 16.
 
     Returns:
         The requests sorted by arrival; `notes` counts rows read, dropped (and why), and arrivals
@@ -41,14 +46,26 @@ def read_trace(
         BadInput: one line with file and row.
     """
     limits = Limits() if max_rows is None else Limits(max_rows=max_rows)
-    return read_within(Path(path), limits, format, tokenizer)
+    return read_within(Path(path), limits, format, tokenizer, prefix_blocks, hash_block_tokens)
 
 
-def read_within(path: Path, limits: Limits, format: str, tokenizer: str | None) -> Trace:
+def read_within(
+    path: Path,
+    limits: Limits,
+    format: str,
+    tokenizer: str | None,
+    prefix_blocks: str | Path | None = None,
+    hash_block_tokens: int | None = None,
+) -> Trace:
     """Read requests from a file under the given limits; see `read_trace`."""
     source = Source(path, limits, tokenizer)
     chosen = _sniffed(source) if format == "auto" else _named(source, format)
-    builder = TraceBuilder(path, limits, chosen.ticks_per_s, chosen.absolute)
+    hashes = Hashes(chosen.hash_block_tokens, chosen.whole_hashes)
+    if prefix_blocks is not None:
+        hashes = SideFile(Path(prefix_blocks), hash_block_tokens or hashes.block_tokens)
+    elif hash_block_tokens is not None:
+        hashes.block_tokens = hash_block_tokens
+    builder = TraceBuilder(path, limits, chosen.ticks_per_s, chosen.absolute, hashes)
     for piece in chosen.read(source):
         builder.add(piece)
     return builder.build()

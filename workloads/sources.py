@@ -35,7 +35,14 @@ def is_file(source: str) -> bool:
 
 def read_source(config: WorkloadConfig, path: str) -> Trace:
     """Read a trace file as the config says."""
-    return read_trace(path, config.format, config.tokenizer, config.max_rows)
+    return read_trace(
+        path,
+        config.format,
+        config.tokenizer,
+        config.max_rows,
+        prefix_blocks=config.prefix_blocks,
+        hash_block_tokens=config.hash_block_tokens,
+    )
 
 
 def components(config: WorkloadConfig) -> tuple[tuple[str, ...], Mixture]:

@@ -12,6 +12,7 @@ from workloads.base import bad
 from workloads.config import WorkloadConfig
 from workloads.lengths.pair import shares
 from workloads.limits import draw_within
+from workloads.prefix_blocks import with_shared_prefix
 from workloads.replay import replay
 from workloads.sources import components, is_file, source_names
 
@@ -55,6 +56,10 @@ def _requests(
         trace = replay(config, arrivals_rng)
     else:
         trace = _drawn(config, lengths_rng, arrivals_rng)
+    if config.shared_prefix is not None:
+        if trace.prefix_group is not None or trace.block_hashes is not None:
+            raise bad("workload.shared_prefix", f"{config.source} has prefixes of its own")
+        trace = with_shared_prefix(trace, config.shared_prefix, config.max_model_len, lengths_rng)
     if config.priorities is not None:
         picked = shares(lengths_rng, len(trace), list(config.priorities.values()))
         trace = replace(trace, priority=np.array(list(config.priorities), np.int64)[picked])
@@ -68,6 +73,9 @@ def _drawn(
     config: WorkloadConfig, lengths_rng: np.random.Generator, arrivals_rng: np.random.Generator
 ) -> Trace:
     """Draw lengths from the source, arrivals from the process."""
+    for key in ("prefix_blocks", "hash_block_tokens"):
+        if getattr(config, key) is not None:
+            raise bad(f"workload.{key}", f"needs a trace file, not source {config.source}")
     names, mixture = components(config)
     if isinstance(config.arrivals, TraceTimes):
         raise bad("workload.arrivals.process", f"trace needs a file, not source {config.source}")

@@ -70,6 +70,7 @@ def _frame(trace: Trace) -> pd.DataFrame:
         "source": _named(trace.source, trace.sources),
         "prefix_group": trace.prefix_group,
         "shared_prefix_tokens": trace.prefix_len,
+        "hash_block_tokens": None if hashes is None else trace.hash_block_tokens,
         "block_hashes": None if hashes is None else [";".join(map(str, ids)) for ids in hashes],
     }
     return pd.DataFrame({name: values for name, values in columns.items() if values is not None})

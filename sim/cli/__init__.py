@@ -16,10 +16,12 @@ from sim.cli import (
     capacity,
     catalogue,
     figures,
+    paper,
     report,
     study,
     sweep,
     tune,
+    validate,
     workload,
 )
 
@@ -44,8 +46,10 @@ app.command("figures")(figures.figures)
 app.command("policies")(catalogue.policies)
 app.command("profiles")(catalogue.profiles)
 app.command("cite")(catalogue.cite)
+app.command("validate")(validate.validate)
 app.add_typer(workload.app, name="workload")
 app.add_typer(calibrate.app, name="calibrate")
+app.add_typer(paper.app, name="paper")
 
 
 def _version(wanted: bool) -> None:

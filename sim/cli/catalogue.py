@@ -7,9 +7,11 @@ from typing import Annotated, Any
 
 import typer
 
-from sim.cli.show import show_columns, show_json
+from sim.cli.show import say, show, show_columns, show_json
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
+TABLE = Path("results/out/policy-table.png")
+"""Where `policies NAME --table` draws."""
 
 BOUNDS = {
     "minimum": ">=",
@@ -22,16 +24,32 @@ BOUNDS = {
 
 def policies(
     name: Annotated[str | None, typer.Argument(help="One policy, with its parameters.")] = None,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="KEY=VALUE", help="Parameters for --table, e.g. load_bands=5."),
+    ] = None,
+    table: Annotated[
+        bool, typer.Option("--table", help="Draw the table that a policy decides by (smdp).")
+    ] = False,
+    out: Annotated[Path, typer.Option("--out", help="Picture of --table, a PNG.")] = TABLE,
     json: Json = False,
 ) -> None:
     """List the scheduling policies, or describe one."""
     from policies import load
     from sim.study.policy_facts import docstring
+    from sim.types import BadInput
 
     if name is None:
+        if table:
+            raise BadInput("policies --table: which policy? e.g. bucketsim policies smdp --table")
         _list_policies(json)
         return
     policy = load(name)
+    if table:
+        _draw_table(name, policy, overrides or [], out)
+        return
+    if overrides:
+        raise BadInput(f"policies {name}: {overrides[0]!r}: parameters go with --table only")
     parameters = [_parameter(k, v) for k, v in _schema(policy.Config).items()]
     if json:
         show_json({"name": name, "doc": docstring(policy), "parameters": parameters})
@@ -43,16 +61,22 @@ def policies(
 
 def profiles(
     name: Annotated[str | None, typer.Argument(help="One profile, with its terms.")] = None,
+    picture: Annotated[
+        Path | None, typer.Option("--picture", help="With NAME: draw it, FILE.png and FILE.pdf.")
+    ] = None,
     json: Json = False,
 ) -> None:
-    """List the profiles (step times of a model on a GPU), or show one."""
+    """List the profiles (step times of a model on a GPU), or show one by its terms."""
     from sim.costs.library import list_profiles
     from sim.costs.profile import describe_profile
+    from sim.types import BadInput
 
     found = {p.name: p for p in list_profiles()}
     if name is not None:
-        _show_profile(name, found, json)
+        _show_profile(name, found, json, picture)
         return
+    if picture is not None:
+        raise BadInput("--picture goes with the NAME of a profile")
     if json:
         show_json({n: describe_profile(p) for n, p in found.items()})
         return
@@ -97,7 +121,30 @@ def _list_policies(json: bool) -> None:
     )
 
 
-def _show_profile(name: str, found: dict[str, Any], json: bool) -> None:
+def _draw_table(name: str, policy: Any, overrides: list[str], out: Path) -> None:
+    """Draw the decision table of a policy that has one."""
+    from sim.cli.show import say
+    from sim.report.policy_table import DrawnTable, draw_tables
+    from sim.study.config import COMMAND_LINE, overridden
+    from sim.study.files import output_folder
+    from sim.study.validation import validate
+    from sim.types import BadInput
+
+    if not hasattr(policy, "decision_tables"):
+        raise BadInput(f"policies {name} --table: it decides by no table; valid: smdp")
+    if out.suffix != ".png":
+        raise BadInput(f"--out: {str(out)!r}: expected a file name ending in .png")
+    config = validate(policy.Config, overridden({}, overrides), name, lambda _: COMMAND_LINE)
+    output_folder(out.parent)
+    title, tables = policy.decision_tables(config)
+    draw_tables([DrawnTable(load, serve) for load, serve in tables], f"{name}: {title}", out)
+    for load, serve in tables:
+        drawn = DrawnTable(load, serve)
+        print(f"load {load:.2f}: wait for {drawn.limit}, then serve up to {max(serve)}")
+    say(f"wrote {out}")
+
+
+def _show_profile(name: str, found: dict[str, Any], json: bool, picture: Path | None) -> None:
     import yaml
 
     from sim.costs.catalogue import unknown
@@ -106,10 +153,26 @@ def _show_profile(name: str, found: dict[str, Any], json: bool) -> None:
     if name not in found:
         raise unknown("profile", name, found)
     described = describe_profile(found[name])
+    if picture is not None:
+        from sim.report.profiles import draw_profile
+
+        drawn = draw_profile(found[name], picture)
+        say(f"wrote {drawn} and {drawn.with_suffix('.pdf').name}")
     if json:
         show_json(described)
-    else:
-        print(yaml.safe_dump(described, sort_keys=False, width=100, allow_unicode=True), end="")
+        return
+    from sim.report.profiles import error_table, term_table
+
+    how: dict[str, Any] = {
+        "sort_keys": False,
+        "width": 100,
+        "allow_unicode": True,
+        "default_flow_style": None,
+    }
+    print(yaml.safe_dump(described, **how))
+    errors = error_table(found[name])
+    for table in [term_table(found[name]), *([] if errors is None else [errors])]:
+        show(table)
 
 
 def _schema(config: Any) -> dict[str, dict[str, Any]]:

@@ -12,8 +12,8 @@ import typer
 from sim.cli.show import say
 
 if TYPE_CHECKING:
-    from sim.study.claims.paper import Paper
-    from sim.study.recipes import Figure
+    from sim.study.paper.numbers import Paper
+    from sim.study.paper.recipes import Figure
     from sim.study.sweeps.sweep import Sweep
 
 SAY_EVERY_S = 10.0
@@ -40,8 +40,8 @@ def figures(
     paper: Annotated[Path, typer.Option("--paper", help="The paper's numbers.")] = PAPER,
 ) -> None:
     """Draw figures of the paper: recipe, simulations, table, PDF and PNG; go on where it was."""
-    from sim.study.claims.paper import read_paper
-    from sim.study.recipes import merged, plan_figures
+    from sim.study.paper.numbers import read_paper
+    from sim.study.paper.recipes import merged, plan_figures
 
     known = read_paper(paper) if paper.exists() else None
     if known is None:
@@ -84,7 +84,7 @@ class _Teller:
     """Says how many requests were simulated, and how long the rest may take."""
 
     def __init__(self, whole: Sweep) -> None:
-        from sim.study.recipes import expected_requests
+        from sim.study.paper.recipes import expected_requests
 
         self.tasks = [expected_requests(task) for task in whole.tasks.values()]
         self.total = sum(self.tasks)
@@ -125,10 +125,10 @@ class _Teller:
 def _draw(planned: Sequence[Figure], paper: Paper | None, out: Path) -> None:
     """Make the tables and pictures that are not there yet."""
     from sim.report.recipe_figures import draw_figure
-    from sim.study.figure_data import figure_rows, read_rows, write_rows
-    from sim.study.figure_models import bucketing_note
     from sim.study.files import output_folder
-    from sim.study.recipes import fingerprint
+    from sim.study.paper.figure_data import figure_rows, read_rows, write_rows
+    from sim.study.paper.figure_models import bucketing_note
+    from sim.study.paper.recipes import fingerprint
 
     output_folder(out)
     drawn = 0

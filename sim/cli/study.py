@@ -69,6 +69,7 @@ def run(
     from sim.report.tables import result_table
     from sim.study.files import output_folder
     from sim.study.output import summary_of, write_result
+    from sim.study.provenance import settings_of
     from sim.study.run import run
 
     for folder in (out, timeline and timeline.parent):
@@ -85,7 +86,7 @@ def run(
         say(f"wrote {timeline}: open it at ui.perfetto.dev")
     summary = summary_of(result)
     if json:
-        show_json(summary)
+        show_json({**summary, "settings": settings_of(result.experiment, result.setup)})
     else:
         show(result_table(summary))
 
@@ -154,13 +155,13 @@ def _precision(text: str | None, of: str | None, cap: int | None) -> Precision |
 
 def _chosen(experiment: Experiment, names: str) -> tuple[PolicyChoice, ...]:
     """Return the named policies, with the config's parameters where it lists them."""
-    from sim.study.config import Origins, policy_choices
+    from sim.study.config import more_policies
 
     listed = {p.label: p for p in experiment.policies}
     asked = list(dict.fromkeys(name.strip() for name in names.split(",") if name.strip()))
     new = [name for name in asked if name not in listed]
     if new or not asked:
-        listed |= {p.label: p for p in policy_choices(new, Origins("--policies"))}
+        listed |= {p.label: p for p in more_policies(experiment, new, "--policies")}
     return tuple(listed[name] for name in asked)
 
 

@@ -143,7 +143,7 @@ class Failures:
         request.home = None
         request.state = WAITING
         request.seq = request.stamp = request.source = -1
-        request.prefilled = request.held_blocks = 0
+        request.prefilled = request.held_blocks = request.known_blocks = 0
         request.target_tokens = request.input_len + request.emitted
         self.held[request.id] = request
 
@@ -248,6 +248,8 @@ def _requests_of(instance: Instance, now: int) -> list[Request]:
     found = list(instance.waiting) if instance.shared is None else []
     for request in found:
         instance.dequeue(request)
+    if instance.inbox is not None:
+        found += instance.inbox.taken()
     for request in instance.running.values():
         if request.state == DECODING:
             instance.note_emitted(request)

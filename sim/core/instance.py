@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Final
 
 import simpy
 
+from sim.core.inbox import Inbox
 from sim.core.loop import INSTANCE, Timer, heappop, heappush, steps_to_cover
 from sim.core.records import DECODE, MIXED, PACK_STEP, PREFILL
 from sim.core.seats import Seats
@@ -100,6 +101,8 @@ class Instance(Seats):
         self.pull_step: N = 0
         """The step of the span that ends then."""
         self.aborts: list[Request] = []
+        if self.lag or sim.settings.note_queued:
+            self.inbox = Inbox(self, self.lag == 1, sim.requests)
         self.static: StaticBatch | None = None
         self.plans: N = 0
 
@@ -138,6 +141,9 @@ class Instance(Seats):
             self.executor.look()
         if self.activity == STEPPING:
             self._settle(now, self.n_steps)
+            if self.inbox is not None:
+                last_fs = self.first_fs + self.increment_fs * (self.n_steps - 1)
+                self.inbox.formed_fs = now - last_fs
         elif self.static is not None and not self.static.advance(now):
             return
         self.activity = IDLE
@@ -152,7 +158,14 @@ class Instance(Seats):
         self.now_s = now / FS_PER_S
         if self.bridge:
             self.pull(now)
-        self._decide(now)
+        if self.inbox is None:
+            self.decide(now)
+        else:
+            self.inbox.decide(now)
+
+    def busy(self) -> bool:
+        """Whether a step or a static batch is under way, or it restarts."""
+        return self.activity in (STEPPING, STATIC, RESTARTING)
 
     def wake(self, now: int) -> None:
         """Something changed: plan at this instant if idle, else when the step under way ends."""
@@ -165,7 +178,7 @@ class Instance(Seats):
         elif self.activity == STEPPING and self.n_steps > 1 and not self.cut:
             self.cut = True
             self._end_span_after(
-                steps_to_cover(now - self.start_fs, self.first_fs, self.increment_fs)
+                steps_to_cover(now - self.start_fs, self.first_fs, self.increment_fs) + self.lag
             )
 
     def bridged(self, now: int) -> None:
@@ -202,10 +215,11 @@ class Instance(Seats):
     def abort(self, request: Request, now: int) -> None:
         """The client has gone: drop a waiting request now, a running one at the step's end."""
         request.aborted = True
-        if request.state in (WAITING, BRIDGED, READY):
-            self.apply_abort(request, now)
-        else:
-            self.aborts.append(request)
+        if self.inbox is None or not self.inbox.abort(request, now):
+            if request.state in (WAITING, BRIDGED, READY):
+                self.apply_abort(request, now)
+            else:
+                self.aborts.append(request)
         self.wake(now)
 
     def asleep(self) -> bool:
@@ -264,22 +278,24 @@ class Instance(Seats):
 
     # -- deciding ---------------------------------------------------------------------------
 
-    def _decide(self, now: int) -> None:
-        """Ask the policy until it names something that takes time, or nothing at all."""
+    def decide(self, now: int) -> bool:
+        """Ask the policy until it names something that takes time (True), or nothing at all."""
         empty = 0
         while self.running or self.num_waiting or self.swapped or self.ready:
             self.plans += 1
             try:
                 plan = self.policy.plan(self)
             except TypeError as error:
-                raise self._no_plan(error) from error
+                raise self.no_plan(error) from error
             if plan is None:
-                return
+                return False
             if isinstance(plan, Decode):
                 took_time = self._decode(plan, now)
             elif isinstance(plan, Mixed):
                 for preemption in plan.preempt:
                     self.preempt(preemption, now)
+                if plan.move:
+                    self.move(plan.move, now)
                 took_time = self._chunked(plan.chunks, plan.decode, False, now)
             elif isinstance(plan, Prefill):
                 chunks = [(r, r.target_tokens - r.prefilled) for r in plan.requests]
@@ -292,14 +308,19 @@ class Instance(Seats):
             if took_time:
                 self.preempted_last_step = self.preempting
                 self.preempting = False
-                return
+                return True
+            if self.lag and self.preempting:
+                return False  # nothing is left of the step: wait for the outputs under way
             empty += 1
             if empty == MAX_EMPTY_PLANS:
                 raise self.broken(f"{empty} plans in a row ran nothing")
+        return False
 
     def _execute(self, plan: Plan, now: int) -> bool:
         """Carry out one of the rarer plans; False if it ran nothing."""
         if isinstance(plan, RunToCompletion):
+            if self.lag:
+                raise self.broken("RunToCompletion() is not planned a step ahead")
             self.activity = STATIC
             batch = StaticBatch(self, plan, now)
             if self.activity == STATIC:  # it may have run out of memory at once
@@ -315,14 +336,6 @@ class Instance(Seats):
             return True
         raise self.broken(f"plan() returned {type(plan).__name__}, which is no plan")
 
-    def _no_plan(self, error: TypeError) -> Exception:
-        """Return the error for an answer that a compiled core refuses before it is looked at.
-
-        Any other type error is the policy's own.
-        """
-        _, refused, got = str(error).partition("sim.types.plans.Plan or None object expected; got ")
-        return self.broken(f"plan() returned {got}, which is no plan") if refused else error
-
     # -- decode steps -----------------------------------------------------------------------
 
     def _decode(self, plan: Decode, now: int) -> bool:
@@ -335,7 +348,7 @@ class Instance(Seats):
             if not single:
                 return False
         if single:
-            self._change_batch(plan, now)
+            self.change_batch(plan, now)
         if self.phases[-self.steps % self.block_size] > self.free_blocks:
             self.make_room([], True, now)
             single = True
@@ -358,16 +371,6 @@ class Instance(Seats):
                 steps_to_cover(to_fs_ceil(plan.until_s) - now, self.first_fs, self.increment_fs)
             )
         return True
-
-    def _change_batch(self, plan: Decode, now: int) -> None:
-        for preemption in plan.preempt:
-            self.preempt(preemption, now)
-        for request in plan.pause:
-            self.pause(request)
-        for request in plan.resume:
-            self.resume(request)
-        for request in plan.swap_in:
-            self.swap_in(request, now)
 
     def _launch_decode(self, now: int, limit: N) -> None:
         """Start up to `limit` steps of the present batch."""
@@ -424,10 +427,9 @@ class Instance(Seats):
         """Let the span under way end earlier, if `steps` is less than it has."""
         if steps < self.n_steps:
             self.n_steps = steps
-            end = self.start_fs + steps * self.first_fs
-            end += self.increment_fs * (steps * (steps - 1) // 2)
-            self.end_fs = end
-            self.timer.at(end)
+            self.end_fs = self.start_fs + steps * self.first_fs
+            self.end_fs += self.increment_fs * (steps * (steps - 1) // 2)
+            self.timer.at(self.end_fs)
 
     def _note_stalls(self, now: int, batch: N) -> None:
         """The batch has stood still: its first inter-token gap is longer than the step."""
@@ -462,7 +464,12 @@ class Instance(Seats):
             self.make_room(chunks, decode, now)
             growth = self.phases[-self.steps % self.block_size] if decode else 0
         if not chunks:
-            return decode and self._one_decode(now)
+            if not decode or not self.num_decoding:
+                return False
+            self._launch_decode(now, 1)
+            return True
+        if self.pool is not None and not padded:
+            chunks = self.pool.start(chunks, growth)
         new = context = quad = longest = 0
         room = self.free_blocks
         size = self.block_size
@@ -509,13 +516,6 @@ class Instance(Seats):
         first += self.delay_fs
         self.delay_fs = 0
         self._launch(now, 1, first, 0, batch)
-        return True
-
-    def _one_decode(self, now: int) -> bool:
-        """Run one step of the batch alone; False if nothing decodes."""
-        if not self.num_decoding:
-            return False
-        self._launch_decode(now, 1)
         return True
 
     def _bad_chunk(self, request: Request, tokens: N) -> PlanError:
@@ -566,7 +566,10 @@ class Instance(Seats):
             _, seq, request = heappop(heap)
             if request.seq == seq:
                 self.quit(request)
-                self.release(request)
+                if self.lag:
+                    self.leaving.append(request)
+                else:
+                    self.release(request)
                 self.sim.leave(request, self, now, request.emitted)
 
     def _account(self, step: N) -> None:
@@ -581,14 +584,17 @@ class Instance(Seats):
         self.kv_tokens += steps * self.batch
 
     def _end_chunks(self, now: int) -> None:
+        prefilling = self.prefilling
         for request, tokens in self.chunks:
-            request.prefilled += tokens
-            if request.prefilled < request.target_tokens:
-                self.prefilling[request.id] = request
-                self.partial_tokens += tokens
+            before = request.prefilled
+            request.prefilled = total = before + tokens
+            begun = before and request.id in prefilling
+            if total < request.target_tokens:
+                prefilling[request.id] = request
+                self.partial_tokens += tokens if begun else total
                 continue
-            if tokens != request.target_tokens:
-                del self.prefilling[request.id]
-                self.partial_tokens -= request.prefilled - tokens
+            if begun:
+                del prefilling[request.id]
+                self.partial_tokens -= before
             self.first_token(request, now)
         self.chunks = ()

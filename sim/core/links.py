@@ -13,7 +13,8 @@ if TYPE_CHECKING:
     from sim.core.seats import Seats
 
 MIN_TRANSFER_FS: Final = 1
-"""A transfer takes time: what a step's end causes is never in time for a plan made at that end."""
+"""A transfer that moves anything takes time: it is never in time for the plan at whose step end it
+was pulled."""
 
 
 class Transfer:
@@ -56,6 +57,10 @@ class Link:
         work = self.latency_fs + size_bytes / self.bytes_per_s * FS_PER_S
         self.active.append(Transfer(request, source, target, work))
         self._schedule(now)
+
+    def is_free(self, size_bytes: float) -> bool:
+        """Whether so many bytes take no time at all, whatever else is under way."""
+        return self.latency_fs == 0 and size_bytes / self.bytes_per_s == 0.0
 
     def cancel(self, request: Request, now: int) -> None:
         """Stop moving a request's KV; the others share what it leaves."""
@@ -104,6 +109,9 @@ class Link:
 class Links:
     """The links of a cluster: one per pair of instances, or one that all share.
 
+    Without latency, what is hidden entirely (or of no bytes, or on a link of infinite bandwidth)
+    arrives at the instant it is pulled, and can join that very step.
+
     Args:
         bytes_per_s: bandwidth of a link, one way.
         latency_s: time before the first byte.
@@ -133,6 +141,11 @@ class Links:
         if link is None:
             link = self.links[key] = Link(self.env, self.bytes_per_s, self.latency_s)
         size = request.prefilled * source.spec.kv_token_bytes * self.exposed
+        if link.is_free(size):
+            # A source of lower index has planned at this instant already (see `Seats.hand_over`).
+            source.transfer_left(request, now if target.id < source.id else now + 1)
+            target.transfer_arrived(request, now)
+            return
         link.start(request, source, target, size, now)
 
     def cancel(self, request: Request, source: Seats, target: Seats, now: int) -> None:

@@ -30,6 +30,7 @@ class MissLimit:
         start_s: requests that arrive earlier do not count.
         allowed: misses over all sources.
         allowed_of: misses of each source.
+        api_latency_ms: what the client waits outside the engine.
     """
 
     def __init__(
@@ -39,12 +40,14 @@ class MissLimit:
         start_s: float,
         allowed: N,
         allowed_of: Sequence[N],
+        api_latency_ms: float = 0.0,
     ) -> None:
         self.bounds_ms = bounds_ms
         self.source = source
         self.start_s = start_s
         self.allowed = allowed
         self.allowed_of = allowed_of
+        self.api_latency_ms = api_latency_ms
         self.missed_of: list[N] = [0] * len(bounds_ms)
         self.until_look: N = LOOK_EVERY
 
@@ -80,6 +83,9 @@ class MissLimit:
         ttft, tpot, e2e = self.bounds_ms[source]
         ttft_ms = (request.first_token_fs / FS_PER_S - request.arrival_s) * MS_PER_S
         e2e_ms = (finish_fs / FS_PER_S - request.arrival_s) * MS_PER_S
+        if self.api_latency_ms:
+            ttft_ms += self.api_latency_ms
+            e2e_ms += self.api_latency_ms
         if ttft_ms > ttft or e2e_ms > e2e:
             return True
         return emitted > 1 and (e2e_ms - ttft_ms) / (emitted - 1) > tpot
@@ -94,7 +100,8 @@ class MissLimit:
                     continue
                 source = self._source(request)
                 ttft, _, e2e = self.bounds_ms[source]
-                if (now_s - request.arrival_s) * MS_PER_S > min(ttft, e2e):
+                waited_ms = (now_s - request.arrival_s) * MS_PER_S + self.api_latency_ms
+                if waited_ms > min(ttft, e2e):
                     missed[source] += 1
         self._check(missed)
         self.until_look = max(LOOK_EVERY, waiting)

@@ -54,6 +54,9 @@ _REQUEST_DTYPE = np.dtype(
     ]
 )
 
+_PACK_SEEN: Final = struct.Struct("<id").pack
+_SEEN_DTYPE = np.dtype([("request_id", "<i4"), ("seen_s", "<f8")])
+
 PACK_STEP: Final = struct.Struct("<dqqqqiiiiiiiiiib?").pack
 """Packs one row of `STEP_DTYPE`."""
 
@@ -107,6 +110,11 @@ class RequestLog:
 
     def __init__(self) -> None:
         self._rows = bytearray()
+        self._seen = bytearray()
+
+    def seen(self, request: Request, now: int) -> None:
+        """Note that the scheduler sees a request that arrived before."""
+        self._seen += _PACK_SEEN(request.id, now / FS_PER_S)
 
     def count(self) -> N:
         """Return the number of rows."""
@@ -121,7 +129,7 @@ class RequestLog:
             request.prefill_instance,
             request.decode_instance,
             request.preemptions,
-            0,
+            request.cached_tokens,
             request.retries + request.failures,
             status,
             request.arrival_s,
@@ -156,10 +164,22 @@ class RequestLog:
             "source": _names(trace.source, trace.sources, ids),
             "task": _names(trace.task, trace.tasks, ids),
             "priority": zero if trace.priority is None else trace.priority[ids],
-            "queued_s": taken["arrival_s"],  # a request queues where it arrives
+            "queued_s": self._queued_s(ids, taken["arrival_s"]),
             "status": np.array(STATUS)[taken["status"]],
         }
         return {name: columns[name] for name in COLUMNS}
+
+    def _queued_s(
+        self, ids: NDArray[np.generic], arrival_s: NDArray[np.generic]
+    ) -> NDArray[np.generic]:
+        """Return when the scheduler saw each request: at its arrival, unless `seen` tells."""
+        if not self._seen:
+            return arrival_s
+        queued_s = arrival_s.copy()
+        noted = np.frombuffer(self._seen, dtype=_SEEN_DTYPE)[::-1]  # the first time counts
+        noted = noted[np.isin(noted["request_id"], ids)]
+        queued_s[np.searchsorted(ids, noted["request_id"])] = noted["seen_s"]
+        return queued_s
 
 
 COLUMNS = (
@@ -256,7 +276,8 @@ class RunRecord:
         end_s: when the last request left, or the horizon.
         counters: `preemptions_recompute`, `preemptions_swap`, `oom_events`, `extrapolated_steps`,
             `swap_out_blocks`, `swap_in_blocks`, `failures` (of an instance, or of all lanes of a
-            pipeline).
+            pipeline); with prefix caching `prefix_recomputed_tokens` (what preempted requests had
+            to cover again) and `prefix_recovered_tokens` (those of them still cached).
         instances: per instance a dict with `id role tp gpu total_blocks block_size`.
         outages: one for each time an instance was down.
         events: SimPy events, plan calls and spans of the run: for the benchmark, never in results.

@@ -11,9 +11,10 @@ import abc
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from sim.core.blocks import BlockPool
 from sim.core.loop import heappush
 from sim.core.records import StepLog
-from sim.types import FS_PER_S, N, PlanError, Policy, Preemption, Request, View, to_fs
+from sim.types import FS_PER_S, Decode, N, PlanError, Policy, Preemption, Request, View, to_fs
 from sim.types.request import (
     BRIDGED,
     DECODING,
@@ -26,6 +27,7 @@ from sim.types.request import (
 )
 
 if TYPE_CHECKING:
+    from sim.core.inbox import Inbox
     from sim.core.instance import Instance
     from sim.core.simulation import Simulation
     from sim.core.spec import InstanceSpec
@@ -40,8 +42,10 @@ class Seats(View):
         "finishing",
         "hands_over",
         "in_transfer",
+        "inbox",
         "joiners",
         "joins",
+        "lag",
         "last_emit_fs",
         "late_token",
         "log",
@@ -49,6 +53,7 @@ class Seats(View):
         "output_len",
         "partial_tokens",
         "policy",
+        "pool",
         "preempting",
         "shared",
         "sim",
@@ -70,6 +75,10 @@ class Seats(View):
         )
         self.spec = spec
         self.policy = policy
+        self.pool: BlockPool | None = None
+        """What of the KV cache can be found again; None: nothing."""
+        if sim.settings.enable_prefix_caching and sim.settings.padding != "batch":
+            self.prefix_cache = self.pool = BlockPool(self)
         self.hands_over = spec.role == "prefill" or policy.places_decode
         """Whether a prompt's end asks the policy where the request decodes."""
         self.sim = sim
@@ -77,6 +86,10 @@ class Seats(View):
         """Whether a prefill's token is emitted only where the request decodes."""
         self.log: StepLog = sim.steps
         self.executor = sim.settings.executor
+        self.lag: N = 1 if sim.settings.async_scheduling else 0
+        """Steps formed ahead: as many later a span ends for an arrival, and a seat is free."""
+        self.inbox: Inbox | None = None
+        """Holds back what arrives in mid-step, or notes when it is seen; None: no need."""
         self.output_len = sim.output_len
         self.max_tokens: N = min(spec.max_model_len, spec.total_blocks * spec.block_size + 1)
         """Longest prompt + output served; the last output token is never cached."""
@@ -90,8 +103,9 @@ class Seats(View):
         self.last_emit_fs = 0
         self.partial_tokens: N = 0
         """Tokens cached by prompts that are not prefilled completely."""
-        self.delay_fs = 0
-        """Time of KV copies that the next step has to wait for."""
+        self.delay_fs = to_fs(sim.settings.first_step_s)
+        """Time of KV copies that the next step has to wait for; at first, of warming up."""
+        self.reserve_full_isl = sim.settings.reserve_full_isl
         self.in_transfer: dict[N, Request] = {}
         """On their way here; their blocks are reserved."""
         self.preempting = False
@@ -99,13 +113,22 @@ class Seats(View):
 
     # -- queue and seats --------------------------------------------------------------------
 
-    def enqueue(self, request: Request) -> None:
-        """Let an arriving request join the queue."""
+    def enqueue(self, request: Request, now: int) -> None:
+        """Let an arriving request join the queue, as soon as the scheduler sees it."""
         request.home = self
-        self.waiting.push(request)
-        self.num_waiting += 1
         self.outstanding += 1
         self.outstanding_tokens += request.input_len
+        if self.inbox is None or not self.inbox.arrive(request, now):
+            self.waiting.push(request)
+            self.num_waiting += 1
+
+    def join_queue(self, request: Request, front: bool) -> None:
+        """Let a request that was held back join the queue."""
+        if front:
+            self.waiting.push_front(request)
+        else:
+            self.waiting.push(request)
+        self.num_waiting += 1
 
     def has(self, request: Request) -> bool:
         """Whether a request is here, or waits where this instance may take it from."""
@@ -117,6 +140,28 @@ class Seats(View):
         """Take a request out of the instance's own queue."""
         self.waiting.remove(request)
         self.num_waiting -= 1
+
+    def move(self, moves: Sequence[tuple[Request, N]], now: int) -> None:
+        """Send waiting requests to the queues of other instances; they hold no KV.
+
+        Where one is too long for its new instance it is rejected, as at arrival.
+        """
+        for request, to in moves:
+            target = self.sim.instances[to]
+            if request.home is not self or request.state != WAITING:
+                raise self.broken(f"move of request {request.id}, which does not wait here")
+            if target is self or not target.up or target.role == "decode":
+                raise self.broken(f"move of request {request.id} to instance {to}")
+            self.dequeue(request)
+            if not self.sim.takes(request, target):
+                self.sim.reject(request, self)
+                continue
+            self.outstanding -= 1
+            self.outstanding_tokens -= request.input_len
+            request.stamp = -1
+            target.enqueue(request, now)
+            # One of lower index has planned at this instant already: see `hand_over`.
+            target.wake(now if target.id > self.id else now + 1)
 
     def requeue(self, request: Request, now: int) -> None:
         """Put a request back in front; its emitted tokens become part of the prompt."""
@@ -139,11 +184,14 @@ class Seats(View):
         request.home = self
         self.outstanding += 1
         self.outstanding_tokens += request.input_len
-        self.requeue(request, now)
+        if self.inbox is None or not self.inbox.arrive(request, now, front=True):
+            self.requeue(request, now)
 
     def wipe(self) -> None:
         """Hold nothing: the instance has failed, and its requests have been taken from it."""
         self.free_blocks = self.total_blocks
+        if self.pool is not None:
+            self.pool.clear()
         self.free_swap_blocks = self.total_swap_blocks
         self.held_blocks = self.ready_blocks = 0
         self.prefilling.clear()
@@ -152,7 +200,7 @@ class Seats(View):
         self.joiners.clear()
         self.phases = [0] * self.block_size
         self.num_decoding = self.kv_tokens = self.partial_tokens = 0
-        self.delay_fs = 0
+        self.delay_fs = to_fs(self.sim.settings.first_step_s)
         self.preempting = self.preempted_last_step = False
 
     def admit(self, request: Request, now: int) -> None:
@@ -173,9 +221,25 @@ class Seats(View):
 
     def release(self, request: Request) -> None:
         """Free the blocks and the seat of a request that is in no batch any more."""
-        self.free_blocks += request.held_blocks
-        request.held_blocks = 0
+        self.free(request)
         del self.running[request.id]
+
+    def free(self, request: Request) -> None:
+        """Free the blocks of a request."""
+        if request.known_blocks and self.pool is not None:
+            self.pool.release(request)
+            return
+        held = request.held_blocks
+        self.free_blocks += held
+        if self.pool is not None:
+            self.pool.freed += held
+        request.held_blocks = 0
+
+    def give_back(self, blocks: N) -> None:
+        """Free blocks that no request can find again."""
+        self.free_blocks += blocks
+        if self.pool is not None:
+            self.pool.freed += blocks
 
     # -- the decoding batch -----------------------------------------------------------------
 
@@ -230,7 +294,10 @@ class Seats(View):
         request.last_token_fs = now
         request.emitted += 1
         if request.emitted >= self.output_len[request.id]:
-            self.release(request)
+            if self.lag:
+                self.leaving.append(request)
+            else:
+                self.release(request)
             self.sim.leave(request, self, now, request.emitted)
         elif self.hands_over:
             self.hand_over(request, now)
@@ -329,7 +396,7 @@ class Seats(View):
         if self.bridge.pop(request.id, None) is None:
             del self.in_transfer[request.id]
             reserved = self.blocks_for(request.prefilled)
-            self.free_blocks += reserved
+            self.give_back(reserved)
             self.ready_blocks -= reserved
             self.sim.links.cancel(request, source, self, now)
         source.transfer_left(request, now)
@@ -337,8 +404,8 @@ class Seats(View):
 
     def transfer_left(self, request: Request, now: int) -> None:
         """The KV of a request has been copied away: its blocks are free."""
-        self.free_blocks += request.held_blocks
         self.held_blocks -= request.held_blocks
+        self.free(request)
         self.wake(now)
 
     def transfer_arrived(self, request: Request, now: int) -> None:
@@ -349,7 +416,7 @@ class Seats(View):
         if self.late_token:
             request.prefilled -= 1  # the last prompt token is computed again
         request.held_blocks = self.blocks_for(request.prefilled)
-        self.free_blocks += reserved - request.held_blocks
+        self.give_back(reserved - request.held_blocks)
         self.ready_blocks -= reserved - request.held_blocks
         if request.transfer_end_fs < 0:
             request.transfer_end_fs = now
@@ -398,13 +465,20 @@ class Seats(View):
         if request.home is not self or request.id not in self.running:
             raise self.broken(f"preemption of request {request.id}, which does not run here")
         self.preempting = True
+        if request.state == DONE:  # its last token is under way
+            self.leaving.remove(request)
+            self.release(request)
+            return
         decoding = request.state == DECODING
         if decoding:
             request.prefilled = self.quit(request)
         held = request.held_blocks
+        swap = preemption.swap and decoding and held <= self.free_swap_blocks
+        if self.pool is not None and not swap:
+            self.pool.keep(request)
         self._drop(request)
         request.preemptions += 1
-        if preemption.swap and decoding and held <= self.free_swap_blocks:
+        if swap:
             self.sim.preemptions_swap += 1
             request.held_blocks = held
             request.state = SWAPPED
@@ -427,6 +501,19 @@ class Seats(View):
         self.running[request.id] = request
         self._copy(request, held, now, "in")
         self.join(request, request.prefilled)
+
+    def change_batch(self, plan: Decode, now: int) -> None:
+        """Carry out what a plan changes in the batch."""
+        for preemption in plan.preempt:
+            self.preempt(preemption, now)
+        for request in plan.pause:
+            self.pause(request)
+        for request in plan.resume:
+            self.resume(request)
+        for request in plan.swap_in:
+            self.swap_in(request, now)
+        if plan.move:
+            self.move(plan.move, now)
 
     def pause(self, request: Request) -> None:
         """Let a decoding request sit out; it keeps its blocks and its seat."""
@@ -464,7 +551,7 @@ class Seats(View):
         elif request.state == READY:
             del self.ready[request.id]
             self.ready_blocks -= request.held_blocks
-            self.free_blocks += request.held_blocks
+            self.free(request)
         else:
             self._drop(request)
         self.sim.leave(request, self, -1, request.emitted)
@@ -500,3 +587,11 @@ class Seats(View):
         return PlanError(
             f"policy {self.policy.name!r} on instance {self.id} at {self.now_s} s: {what}"
         )
+
+    def no_plan(self, error: TypeError) -> Exception:
+        """Return the error for an answer that a compiled core refuses before it is looked at.
+
+        Any other type error is the policy's own.
+        """
+        _, refused, got = str(error).partition("sim.types.plans.Plan or None object expected; got ")
+        return self.broken(f"plan() returned {got}, which is no plan") if refused else error

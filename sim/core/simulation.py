@@ -13,11 +13,13 @@ import simpy
 
 from sim.core.arrivals import Arrivals, ClosedArrivals, OpenArrivals
 from sim.core.failures import Failures
+from sim.core.inbox import check_ahead
 from sim.core.instance import Instance
 from sim.core.links import Links
 from sim.core.loop import ABORT, Timer, new_environment
 from sim.core.monitor import Monitor
 from sim.core.pipeline import Pipeline
+from sim.core.prefixes import shared_prefixes
 from sim.core.records import (
     ABORTED,
     FINISHED,
@@ -157,6 +159,8 @@ class Simulation:
         self.policy = policy
         self.settings = settings
         self._read(policy)
+        if settings.async_scheduling:
+            check_ahead(policy, specs)
         self.misses = settings.misses
         self.env = new_environment(settings.loop)
         self.requests = RequestLog()
@@ -165,6 +169,9 @@ class Simulation:
         self.output_len: list[int] = trace.output_len.tolist()
         self.priority = None if trace.priority is None else trace.priority.tolist()
         self.task = None if trace.task is None else trace.task.tolist()
+        reads = settings.enable_prefix_caching or settings.router == "prefix"
+        self.prefixes = shared_prefixes(trace) if reads else None
+        """What each row shares of its prompt, if anybody wants to know."""
         self.end_fs = 0
         """When the last request left."""
         self.oom_events: N = 0
@@ -186,8 +193,8 @@ class Simulation:
         self._set_limits()
         self.cluster = Cluster(
             self.instances,
-            make_router(settings.router, settings.router_seed),
-            make_router(settings.decode_router, settings.router_seed),
+            make_router(settings.router, settings.router_seed, settings.prefix_routing),
+            make_router(settings.decode_router, settings.router_seed, settings.prefix_routing),
         )
         self.links = self._new_links()
         self.source = None if trace.source is None else trace.source.tolist()
@@ -297,6 +304,8 @@ class Simulation:
             request.priority = self.priority[row]
         if self.task is not None:
             request.task = self.trace.tasks[self.task[row]]
+        if self.prefixes is not None:
+            request.prefix = self.prefixes[row]
         total = request.input_len + self.output_len[row]
         if total > self.longest:  # no policy ever hears of it
             self.reject(request, None)
@@ -319,7 +328,7 @@ class Simulation:
             if total > self.shortest and not self.takes(request, instance):
                 self.reject(request, None)
                 return
-        instance.enqueue(request)
+        instance.enqueue(request, now)
         if self.aborts is not None:
             self.aborts.watch(request)
         instance.wake(now)
@@ -329,7 +338,7 @@ class Simulation:
         if not self.takes(request, instance):
             self.reject(request, None)
             return
-        instance.enqueue(request)
+        instance.enqueue(request, now)
         instance.wake(now)
 
     def takes(self, request: Request, instance: Instance) -> bool:
@@ -436,6 +445,8 @@ class Simulation:
         for request in [r for queue in self.queues for r in queue]:
             self.requests.add(request, -1, request.emitted, UNFINISHED)
         for instance in self.instances:
+            for request in [] if instance.inbox is None else instance.inbox.hidden():
+                self.requests.add(request, -1, request.emitted, UNFINISHED)
             moving = [instance.bridge, instance.in_transfer, instance.ready]
             for request in [r for held in moving for r in held.values()]:
                 self.requests.add(request, -1, request.emitted, UNFINISHED)
@@ -457,6 +468,10 @@ class Simulation:
             "extrapolated_steps": int(steps["n_steps"][steps["extrapolated"]].sum()),
             "failures": 0 if self.failures is None else self.failures.count,
         }
+        pools = [i.pool for i in self.instances if i.pool is not None]
+        if pools:
+            counts["prefix_recomputed_tokens"] = sum([p.recomputed_tokens for p in pools])
+            counts["prefix_recovered_tokens"] = sum([p.recovered_tokens for p in pools])
         for direction in ("out", "in"):
             counts[f"swap_{direction}_blocks"] = sum(s[4] for s in swaps if s[5] == direction)
         described = [

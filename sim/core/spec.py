@@ -8,6 +8,7 @@ from sim.core.executor import Executor
 from sim.core.misses import MissLimit
 from sim.core.outages import Outages
 from sim.core.predictors import LengthPredictor
+from sim.core.routers import PrefixRouting
 from sim.types import CostModel, N
 
 
@@ -86,9 +87,19 @@ class Settings:
         executor: runs the steps for real, with `fuse_steps` off; None: they are priced.
         misses: ends the run once too many requests have missed a bound; None: it runs on.
         outages: when instances fail and are repaired; None: never.
+        async_scheduling: steps are formed one ahead of the one that runs (`sim.core.inbox`).
+        note_queued: `queued_s` is when the scheduler saw a request, not when it arrived; always so
+            with `async_scheduling`.
+        reserve_full_isl: tells policies to admit a prompt only if all of it fits, not its first
+            chunk.
+        first_step_s: the first step of an instance, and the first after a repair, lasts so much
+            longer.
         first_token: `prefill` (the first token leaves when the prompt is done) or `decode` (the
             decode instance emits it after the transfer and one step, as vLLM's P/D proxy does).
         loop: event loop: `fast`, or `simpy` for the stock one; identical records.
+        enable_prefix_caching: blocks can be found again by requests that begin alike, and by those
+            that were preempted.
+        prefix_routing: parameters of the router `prefix`.
     """
 
     def __init__(
@@ -108,6 +119,12 @@ class Settings:
         link_shared: bool = False,
         link_overlap: float = 0.0,
         first_token: str = "prefill",
+        async_scheduling: bool = False,
+        note_queued: bool = False,
+        reserve_full_isl: bool = False,
+        first_step_s: float = 0.0,
+        enable_prefix_caching: bool = False,
+        prefix_routing: PrefixRouting | None = None,
         ttft_slo_s: Sequence[float] = (),
         e2e_slo_s: Sequence[float] = (),
         predictor: LengthPredictor | None = None,
@@ -118,8 +135,12 @@ class Settings:
     ) -> None:
         if executor is not None and fuse_steps:
             raise ValueError("an executor runs step by step: fuse_steps must be False")
+        if executor is not None and async_scheduling:
+            raise ValueError("an executor's steps are formed when the last has ended: not ahead")
         if executor is not None and outages is not None:
             raise ValueError("an executor's device does not fail on demand: no outages")
+        if executor is not None and enable_prefix_caching:
+            raise ValueError("an executor computes every prompt: no prefix caching")
         self.fuse_steps = fuse_steps
         self.padding = padding
         self.router = router
@@ -135,6 +156,12 @@ class Settings:
         self.link_shared = link_shared
         self.link_overlap = link_overlap
         self.first_token = first_token
+        self.async_scheduling = async_scheduling
+        self.note_queued = note_queued
+        self.reserve_full_isl = reserve_full_isl
+        self.first_step_s = first_step_s
+        self.enable_prefix_caching = enable_prefix_caching
+        self.prefix_routing = prefix_routing or PrefixRouting()
         self.ttft_slo_s = ttft_slo_s
         self.e2e_slo_s = e2e_slo_s
         self.predictor = predictor

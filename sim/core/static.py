@@ -116,6 +116,8 @@ class StaticBatch:
         if instance.executor is not None:
             chunks = [(r, r.target_tokens) for r in self.requests]
             duration = instance.executor.step(chunks, (), self.padded)
+        duration += instance.delay_fs
+        instance.delay_fs = 0
         self.end_fs = self.prefill_end_fs = now + duration
         instance.log.rows += PACK_STEP(
             now / FS_PER_S,
@@ -217,7 +219,7 @@ class StaticBatch:
             self._crash(now)
             return False
         self._release(now)
-        self.instance.free_blocks += self.held
+        self.instance.give_back(self.held)
         self.instance.static = None
         return True
 
@@ -274,7 +276,7 @@ class StaticBatch:
     def _crash(self, now: int) -> None:
         """Out of memory: put the rows that are left back in front and restart the instance."""
         instance = self.instance
-        instance.free_blocks += self.held
+        instance.give_back(self.held)
         instance.sim.oom_events += 1
         lost = {request.id for _, request, _ in self.rows[self.left :]}
         for request in reversed(self.requests):

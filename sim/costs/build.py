@@ -13,8 +13,8 @@ from sim.costs.memory import (
     kv_blocks_by_formula,
     room,
 )
-from sim.costs.model import StepCost
-from sim.costs.profile import Profile
+from sim.costs.model import NO_HOST, StepCost
+from sim.costs.profile import HostTerm, Profile
 from sim.types import BadInput
 
 
@@ -61,6 +61,7 @@ def instance_cost(
     max_model_len: int | None = None,
     gpu_memory_utilization: float = GPU_MEMORY_UTILIZATION,
     min_step_s: float = 0.0,
+    host: HostTerm = NO_HOST,
 ) -> InstanceCost:
     """Find or make the profile, check that everything fits, and build the cost model.
 
@@ -75,6 +76,7 @@ def instance_cost(
         max_model_len: longest sequence in tokens; default the model's.
         gpu_memory_utilization: share of the memory the engine may fill (fallback formula only).
         min_step_s: seconds below which no step ends.
+        host: host time on top of the profile's.
 
     Raises:
         BadInput: unknown name, impossible layout, no profile, or it does not fit.
@@ -94,7 +96,7 @@ def instance_cost(
         blocks = kv_blocks_by_formula(shape, device, tp, pp, dtype, size, gpu_memory_utilization)
     memory = room(shape, device, tp, pp, profile.dtype, blocks, size)
     return InstanceCost(
-        cost=StepCost(profile, shape, min_step_s),
+        cost=StepCost(profile, shape, min_step_s, host),
         profile=profile,
         num_gpu_blocks=blocks,
         block_size=size,

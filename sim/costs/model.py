@@ -6,11 +6,14 @@ from itertools import pairwise
 from typing import Final
 
 from sim.costs.catalogue import DTYPE_BYTES, Model
-from sim.costs.profile import AttentionRow, Profile, Terms
+from sim.costs.profile import AttentionRow, HostTerm, Profile, Terms
 from sim.costs.terms import Curve, DecodeAttention, DecodeRows, Host, PrefillAttention
 from sim.types import FOREVER, CostModel, DecodePiece, N, to_fs
 
 FS_PER_MS: Final = 10**12
+
+NO_HOST = HostTerm()
+"""No host time on top of a profile's."""
 
 
 class StepCost(CostModel):
@@ -31,9 +34,12 @@ class StepCost(CostModel):
         profile: the coefficients.
         model: the model they were fitted for (width for the all-reduce, number of layers).
         min_step_s: seconds below which no step ends, whatever it holds.
+        host: host time on top of the profile's.
     """
 
-    def __init__(self, profile: Profile, model: Model, min_step_s: float = 0.0) -> None:
+    def __init__(
+        self, profile: Profile, model: Model, min_step_s: float = 0.0, host: HostTerm = NO_HOST
+    ) -> None:
         terms = profile.terms
         layers = model.layers if terms.layers is None else terms.layers
         self._dense = terms.dense.curve()
@@ -41,7 +47,7 @@ class StepCost(CostModel):
         self._dense_decode = self._dense if decode_dense is None else decode_dense.curve()
         self._lm_head = terms.lm_head.curve()
         self._allreduce = _allreduce_curve(terms, model, profile.dtype, profile.tp)
-        self._host = _host(terms)
+        self._host = _host(terms.host, host)
         self._host_token_fs = self._host.token
         self._prefill = _prefill(terms, layers)
         self._rows = _decode_rows(terms.decode_attention, layers)
@@ -130,9 +136,13 @@ def _fs(ms: float) -> int:
     return round(ms * FS_PER_MS)
 
 
-def _host(terms: Terms) -> Host:
-    host = terms.host
-    return Host(_fs(host.step_ms), _fs(host.prefill_step_ms), _fs(host.seq_ms), _fs(host.token_ms))
+def _host(host: HostTerm, extra: HostTerm) -> Host:
+    return Host(
+        _fs(host.step_ms + extra.step_ms),
+        _fs(host.prefill_step_ms + extra.prefill_step_ms),
+        _fs(host.seq_ms + extra.seq_ms),
+        _fs(host.token_ms + extra.token_ms),
+    )
 
 
 def _prefill(terms: Terms, layers: int) -> PrefillAttention:

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sim.study.files import written_aside
+from sim.study.statistics.clock import Clock
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -65,8 +66,9 @@ def draw_comparison(folder: Path) -> Path:
 
     comparison = json.loads((folder / "comparison.json").read_text(encoding="utf-8"))
     labels = list(comparison["policies"])
-    drawn = [_read(folder, comparison, label, at) for at, label in enumerate(labels)]
     config = yaml.safe_load((folder / labels[0] / "config.yaml").read_text(encoding="utf-8"))
+    clock = Clock.of(config.get("engine") or {})
+    drawn = [_read(folder, comparison, label, at, clock) for at, label in enumerate(labels)]
     path = folder / "comparison.png"
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(10.5, _height(drawn)), dpi=150, layout="constrained")
@@ -89,17 +91,19 @@ def _height(drawn: list[_Policy]) -> float:
     return 3.9 + 0.22 * max(len(drawn) - 5, 0)
 
 
-def _read(folder: Path, comparison: Mapping[str, Any], label: str, at: int) -> _Policy:
+def _read(
+    folder: Path, comparison: Mapping[str, Any], label: str, at: int, clock: Clock
+) -> _Policy:
     import pyarrow.parquet as pq  # type: ignore[import-untyped,unused-ignore]
 
-    names = ["arrival_s", "first_token_s", "finish_s"]
+    names = [clock.since, "first_token_s", "finish_s"]
     table = pq.read_table(folder / label / "requests.parquet", columns=names)
-    arrival, first, finish = (table[name].to_numpy() for name in names)
+    ttft_ms, e2e_ms = clock.latencies_ms({name: table[name].to_numpy() for name in names})
     return _Policy(
         label,
         comparison["policies"][label],
-        first - arrival,
-        finish - arrival,
+        ttft_ms / 1e3,
+        e2e_ms / 1e3,
         COLOURS[at % len(COLOURS)],
         DASHES[at % len(DASHES)],
         MARKERS[at // len(COLOURS) % len(MARKERS)],

@@ -8,22 +8,22 @@ from __future__ import annotations
 
 import math
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sim.report.figures import STYLE
 from sim.report.recipe_kinds import KINDS
 from sim.report.recipe_parts import INK, Picture, look
-from sim.study.figure_data import ALL, CROSSING, MARKS, RATIO, Row
 from sim.study.files import written_aside
+from sim.study.paper.figure_data import ALL, CROSSING, MARKS, RATIO, Row
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure as Canvas
 
-    from sim.study.claims.paper import Paper
-    from sim.study.recipes import Figure
+    from sim.study.paper.numbers import Paper
+    from sim.study.paper.recipes import Figure
 
 PAPER_STYLE: dict[Any, Any] = STYLE | {
     "axes.titlepad": 6,
@@ -65,8 +65,11 @@ def draw_figure(
     with mpl.rc_context(PAPER_STYLE):
         canvas, axes = _canvas(count, width)
         draw(picture, axes)
-        _frame(canvas, picture, lines, width)
-        return _saved(canvas, folder, figure.name)
+        title = f"{figure.paper_name}  {figure.recipe.title}"
+        if figure.twin:
+            title += " (padding-free twin)"
+        framed(canvas, title, picture.handles, lines, (width, PANEL_INCHES))
+        return saved(canvas, folder, figure.name)
 
 
 def _canvas(count: int, width: float) -> tuple[Canvas, list[Axes]]:
@@ -76,20 +79,31 @@ def _canvas(count: int, width: float) -> tuple[Canvas, list[Axes]]:
     return canvas, list(canvas.subplots(1, count, squeeze=False)[0])
 
 
-def _frame(canvas: Canvas, picture: Picture, lines: Sequence[str], width: float) -> None:
-    """Put title and legend above the axes, the caption below, and make room for them."""
-    labels = list(picture.handles)
+def framed(
+    canvas: Canvas,
+    title: str,
+    handles: Mapping[str, Any],
+    lines: Sequence[str],
+    inches: tuple[float, float],
+) -> None:
+    """Put title and legend above the axes, the caption below, and make room for them.
+
+    Args:
+        canvas: whose layout is constrained.
+        title: above all.
+        handles: of the legend, by label.
+        lines: of the caption.
+        inches: width of the canvas and height of the axes.
+    """
+    labels, (width, panels) = list(handles), inches
     columns = _columns(labels, width)
     legend_rows = -(-len(labels) // columns)
     head = HEAD_INCHES + legend_rows * LEGEND_INCHES + 0.08
     foot = len(lines) * INCHES_OF_LINE + 0.12
-    height = PANEL_INCHES + head + foot
+    height = panels + head + foot
     canvas.set_size_inches(width, height)
     engine: Any = canvas.get_layout_engine()
-    engine.set(rect=(0.005, foot / height, 0.985, PANEL_INCHES / height), w_pad=0.06)
-    title = f"{picture.figure.paper_name}  {picture.figure.recipe.title}"
-    if picture.figure.twin:
-        title += " (padding-free twin)"
+    engine.set(rect=(0.005, foot / height, 0.985, panels / height), w_pad=0.06)
     canvas.text(0.012, 1 - 0.07 / height, title, va="top", fontsize=10.5, fontweight="bold")
     canvas.text(
         0.012,
@@ -104,7 +118,7 @@ def _frame(canvas: Canvas, picture: Picture, lines: Sequence[str], width: float)
         # The legend fills columns; this has it read by rows.
         labels = [label for column in range(columns) for label in labels[column::columns]]
         canvas.legend(
-            [picture.handles[label] for label in labels],
+            [handles[label] for label in labels],
             labels,
             loc="upper left",
             bbox_to_anchor=(0.005, 1 - HEAD_INCHES / height),
@@ -123,7 +137,7 @@ def _columns(labels: Sequence[str], width: float) -> int:
     return max(1, int(width / max(inches)))
 
 
-def _saved(canvas: Canvas, folder: Path, name: str) -> list[Path]:
+def saved(canvas: Canvas, folder: Path, name: str) -> list[Path]:
     """Write the files, without a date in them."""
     found = []
     for kind, metadata in (("pdf", {"CreationDate": None}), ("png", {"Software": None})):

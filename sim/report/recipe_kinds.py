@@ -19,13 +19,13 @@ from sim.report.recipe_parts import (
     plain,
     x_axis,
 )
-from sim.study.figure_data import ALL, BREAKDOWN, MARKS, RATIO
-from sim.study.figure_models import BUSY, FLOPS, PADDING
+from sim.study.paper.figure_data import ALL, BREAKDOWN, MARKS, RATIO
+from sim.study.paper.figure_models import BUSY, FLOPS, PADDING
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-    from sim.study.recipes import Figure
+    from sim.study.paper.recipes import Figure
 
 
 def _curve(picture: Picture, axes: Sequence[Axes]) -> None:

@@ -8,13 +8,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from sim.study.figure_data import Row
+from sim.study.paper.figure_data import Row
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-    from sim.study.claims.paper import Paper
-    from sim.study.recipes import Figure
+    from sim.study.paper.numbers import Paper
+    from sim.study.paper.recipes import Figure
 
 INK = "#333333"
 THE_PAPER = "the paper (hollow)"

@@ -80,6 +80,8 @@ SECTIONS: tuple[tuple[Row, ...], ...] = (
         Row("padding waste", "padding_waste", "%", 100),
         Row("KV usage mean", "kv_usage_mean", "%", 100),
         Row("KV usage p99", "kv_usage_p99", "%", 100),
+        Row("prefix cache hits", "prefix_cache_hit_rate", "%", 100),
+        Row("  after preemptions", "prefix_cache_hit_rate_preempted", "%", 100),
         Row("preemptions", "preemptions"),
         Row("out-of-memory events", "oom_events"),
     ),

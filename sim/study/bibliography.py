@@ -87,6 +87,32 @@ BIBTEX = r"""
   archivePrefix = {arXiv},
 }
 
+@inproceedings{xu2023smdp,
+  title = {{SMDP}-Based Dynamic Batching for Efficient Inference on {GPU}-Based Platforms},
+  author = {Xu, Yaodan and Sun, Jingzhou and Zhou, Sheng and Niu, Zhisheng},
+  booktitle = {IEEE International Conference on Communications (ICC)},
+  year = {2023},
+  eprint = {2301.12865},
+  archivePrefix = {arXiv},
+}
+
+@misc{xu2025smdp,
+  title = {{SMDP}-Based Dynamic Batching for Improving Responsiveness and Energy Efficiency of Batch
+    Services},
+  author = {Xu, Yaodan and Zhou, Sheng and Niu, Zhisheng},
+  year = {2025},
+  eprint = {2501.02181},
+  archivePrefix = {arXiv},
+}
+
+@misc{ikram2025ascendra,
+  title = {Ascendra: Dynamic Request Prioritization for Efficient {LLM} Serving},
+  author = {Ikram, Azam and Li, Xiang and Elnikety, Sameh and Bagchi, Saurabh},
+  year = {2025},
+  eprint = {2504.20828},
+  archivePrefix = {arXiv},
+}
+
 @article{liu1973scheduling,
   title = {Scheduling Algorithms for Multiprogramming in a Hard-Real-Time Environment},
   author = {Liu, C. L. and Layland, James W.},

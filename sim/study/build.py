@@ -8,7 +8,9 @@ from dataclasses import dataclass
 from typing import cast
 
 import policies
+from sim.core.inbox import check_ahead
 from sim.core.predictors import LengthPredictor, make_predictor
+from sim.core.routers import PrefixRouting
 from sim.core.simulation import ROLE_ORDER
 from sim.core.spec import InstanceSpec, Settings
 from sim.costs.build import InstanceCost, instance_cost
@@ -16,6 +18,7 @@ from sim.costs.catalogue import gpu_named, model_named
 from sim.costs.memory import min_tp
 from sim.study.config import Experiment, PolicyChoice
 from sim.study.failures_config import outages
+from sim.study.statistics.clock import ENGINE
 from sim.types import BadInput, ClusterInfo, Policy, Pool, Trace
 from workloads.arrivals import Closed
 
@@ -88,6 +91,12 @@ def build(experiment: Experiment, choice: PolicyChoice) -> Setup:
         whole = _instance(experiment, pool)
         for _ in range(pool.instances):
             instances += _lanes(experiment, whole, len(instances))
+    if experiment.engine.async_scheduling:
+        try:
+            check_ahead(policy, [instance.spec for instance in instances])
+        except BadInput as error:
+            where = experiment.origins.where("engine.async_scheduling")
+            raise BadInput(f"{where}: {error}") from None
     costs = [instance.costs for instance in instances]
     notes = [note for cost in costs for note in cost.notes]
     return Setup(policy, tuple(instances), tuple(dict.fromkeys(notes)))
@@ -103,6 +112,13 @@ def settings(
     """Return how the engine runs `trace` under `policy`; without `failure_seed` nothing fails."""
     engine = experiment.engine
     link = experiment.cluster.link
+    if trace.prefix_group is not None and trace.prefix_len is None:
+        what = "enable_prefix_caching" if engine.enable_prefix_caching else "router"
+        if engine.enable_prefix_caching or engine.router == "prefix":
+            raise BadInput(
+                f"{experiment.workload.source}: has prefix_group but no shared_prefix_tokens (or "
+                f"prefix_len), which engine.{what} needs"
+            )
     closed = experiment.workload.arrivals
     if not isinstance(closed, Closed):
         closed = None
@@ -123,6 +139,12 @@ def settings(
         link_shared=link.shared,
         link_overlap=link.overlap,
         first_token=engine.first_token,
+        async_scheduling=engine.async_scheduling,
+        reserve_full_isl=engine.scheduler_reserve_full_isl,
+        first_step_s=engine.first_step_ms / MS_PER_S,
+        note_queued=engine.ttft_clock == ENGINE,
+        enable_prefix_caching=engine.enable_prefix_caching,
+        prefix_routing=PrefixRouting(**engine.prefix_routing.model_dump()),
         ttft_slo_s=_bounds_s(experiment, trace, "ttft_ms"),
         e2e_slo_s=_bounds_s(experiment, trace, "e2e_ms"),
         predictor=_predictor(experiment, policy, trace, router_seed),
@@ -257,6 +279,7 @@ def _instance(experiment: Experiment, pool: Pool) -> InstanceInfo:
         max_model_len=max_model_len(experiment),
         gpu_memory_utilization=engine.gpu_memory_utilization,
         min_step_s=engine.min_step_ms / MS_PER_S,
+        host=engine.host,
     )
     gpus = pool.tp * pool.pp
     swap_bytes = engine.swap_space_gib * GIB * gpus
@@ -264,9 +287,12 @@ def _instance(experiment: Experiment, pool: Pool) -> InstanceInfo:
     bytes_per_s = gpu_named(gpu).pcie_bytes_per_s * gpus
     if engine.swap_gb_per_s is not None:
         bytes_per_s = engine.swap_gb_per_s * BYTES_PER_GB * gpus
+    usable_blocks = costs.num_gpu_blocks - engine.null_block
+    if not usable_blocks:
+        raise BadInput("engine.num_gpu_blocks 1: none is left beside the null block; at least 2")
     spec = InstanceSpec(
         cost=costs.cost,
-        total_blocks=costs.num_gpu_blocks,
+        total_blocks=usable_blocks,
         block_size=costs.block_size,
         role=pool.role,
         max_model_len=costs.max_model_len,

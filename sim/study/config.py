@@ -12,7 +12,10 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 import policies
 from sim.core.routers import ROUTERS
+from sim.costs.profile import HostTerm
 from sim.study.failures_config import FailuresConfig
+from sim.study.presets import fill
+from sim.study.statistics.clock import ENGINE, Clock
 from sim.study.validation import shown, unknown_key, validate
 from sim.study.yaml_file import parse_yaml, read_yaml
 from sim.types import BadInput
@@ -66,6 +69,20 @@ class PredictorConfig(Section):
     tokens: int = Field(256, ge=1, description="of constant, tokens")
 
 
+class PrefixRoutingConfig(Section):
+    """Parameters of the router `prefix`; names and values of SGLang's router."""
+
+    cache_threshold: float = Field(
+        0.3, ge=0, le=1, description="share of the prompt that has to match before it decides"
+    )
+    balance_abs_threshold: int = Field(
+        64, ge=0, description="so many more requests on the busiest instance: load decides"
+    )
+    balance_rel_threshold: float = Field(
+        1.5, ge=1, description="and the ratio of busiest to idlest above which it does"
+    )
+
+
 class ClusterConfig(Section):
     """What there is to serve with."""
 
@@ -117,6 +134,9 @@ class SloConfig(SloBounds):
 class EngineConfig(Section):
     """What running is: everything about the engine that no policy decides."""
 
+    preset: str | None = Field(
+        None, description="engine and version whose settings hold where none are given; null: none"
+    )
     fuse_steps: bool = Field(True, description="one event for equal decode steps; same results")
     loop: Literal["fast", "simpy"] = Field(
         "fast", description="event loop: our tighter one, or stock SimPy; same results"
@@ -127,13 +147,55 @@ class EngineConfig(Section):
     num_gpu_blocks: int | None = Field(
         None, ge=1, description="KV blocks of an instance; null: the profile's"
     )
+    null_block: bool = Field(
+        False, description="one KV block of an instance is never used (vLLM V1)"
+    )
     max_model_len: int | None = Field(
         None, ge=1, description="longest prompt + output, tokens; null: workload's or model's"
+    )
+    async_scheduling: bool = Field(
+        False, description="a step is formed while the one before runs (vLLM V1)"
+    )
+    scheduler_reserve_full_isl: bool = Field(
+        False,
+        description="a prompt is admitted only if all of it fits, not its first chunk (policy "
+        "continuous, v1; others want room for the whole anyway)",
+    )
+    ttft_clock: Literal["client", "engine"] = Field(
+        "client",
+        description="TTFT and E2E count from the arrival, api_latency_ms included, or from when "
+        "the scheduler sees the request",
+    )
+    api_latency_ms: float = Field(
+        0.0,
+        ge=0,
+        description="tokenising and HTTP, ms: added to the client's TTFT and E2E, keeps no engine "
+        "busy",
+    )
+    host_step_ms: float = Field(
+        0.0, ge=0, description="host time of every step, on top of the profile's, ms"
+    )
+    host_seq_ms: float = Field(
+        0.0, ge=0, description="host time for each sequence of a step, on top, ms"
+    )
+    host_prefill_ms: float = Field(
+        0.0, ge=0, description="host time of a step that holds a prompt, on top, ms"
+    )
+    first_step_ms: float = Field(
+        0.0, ge=0, description="the first step of an instance, or after a repair, lasts longer, ms"
     )
     padding: Literal["none", "batch", "policy"] = Field(
         "policy", description="prompt batches: never padded, always, or as the policy says"
     )
+    enable_prefix_caching: bool = Field(
+        False,
+        description="requests that begin alike share KV blocks, and freed blocks are found again "
+        "(vLLM V1: on)",
+    )
     router: str = Field("round-robin", description="which instance a request goes to")
+    prefix_routing: PrefixRoutingConfig = Field(
+        PrefixRoutingConfig(), description="limits of router: prefix"
+    )
     decode_router: str = Field(
         "least-loaded", description="which decode instance a prefilled request goes to"
     )
@@ -164,12 +226,45 @@ class EngineConfig(Section):
     )
     failures: FailuresConfig | None = Field(None, description="instances fail; null: never")
 
+    @property
+    def clock(self) -> Clock:
+        """By whose watch latencies count."""
+        return Clock.of(self.model_dump(include={"ttft_clock", "api_latency_ms"}))
+
+    @property
+    def host(self) -> HostTerm:
+        """Host time on top of the profile's."""
+        return HostTerm(
+            step_ms=self.host_step_ms,
+            seq_ms=self.host_seq_ms,
+            prefill_step_ms=self.host_prefill_ms,
+        )
+
     @field_validator("router", "decode_router")
     @classmethod
     def _known_router(cls, name: str) -> str:
         if name not in ROUTERS:
             raise ValueError(f"unknown router; valid: {', '.join(ROUTERS)}")
         return name
+
+    @field_validator("decode_router")
+    @classmethod
+    def _decode_router_knows_load(cls, name: str) -> str:
+        if name == "prefix":
+            raise ValueError(
+                "a KV cache that moves is copied whole: prefix is for router only; valid: "
+                + ", ".join(router for router in ROUTERS if router != name)
+            )
+        return name
+
+    @model_validator(mode="after")
+    def _caching_needs_ragged_prompts(self) -> EngineConfig:
+        if self.enable_prefix_caching and self.padding == "batch":
+            raise ValueError(
+                "enable_prefix_caching: true and padding: batch exclude each other: a padded "
+                "prompt is computed whole; valid padding: none, policy"
+            )
+        return self
 
 
 class RunConfig(Section):
@@ -224,7 +319,7 @@ class Origins:
 
     Attributes:
         file: where the config comes from.
-        given: dotted keys of what was set -> the file or `command line`.
+        given: dotted keys of what was set -> the file, `command line` or `preset NAME`.
     """
 
     file: str
@@ -233,7 +328,10 @@ class Origins:
     def of(self, key: str) -> str | None:
         """Return who set a key or something in it; None: nobody."""
         found = {v for k, v in self.given.items() if f"{k}.".startswith(f"{key}.")}
-        return COMMAND_LINE if COMMAND_LINE in found else next(iter(found), None)
+        for first in (COMMAND_LINE, self.file):
+            if first in found:
+                return first
+        return min(found, default=None)
 
     def where(self, key: str) -> str:
         """Return whom to blame for a key."""
@@ -268,7 +366,7 @@ class Experiment:
         }
 
     def origin(self, key: str) -> str:
-        """Return where the value of a dotted key comes from: a file, command line or default."""
+        """Return where a dotted key's value is from: a file, command line, preset or default."""
         if not key.startswith("policy."):
             return self.origins.of(key) or "default"
         _, at, name = key.split(".", 2)
@@ -315,6 +413,9 @@ def resolve(data: Mapping[str, Any], source: str, overrides: Sequence[str] = ())
         leaf: COMMAND_LINE if any(f"{leaf}.".startswith(key) for key in typed) else source
         for leaf in _leaves(data)
     }
+    if isinstance(data.get("policy"), (list, str)):
+        data["policy"] = _named(data["policy"])
+    given |= fill(data, Origins(source, given).where)
     origins = Origins(source, given)
     where = origins.where
     for key in data:
@@ -327,15 +428,39 @@ def resolve(data: Mapping[str, Any], source: str, overrides: Sequence[str] = ())
     for key in REQUIRED:
         if data.get(key) is None:
             raise BadInput(f"{origins.file}: {key} is missing; needed: {', '.join(REQUIRED)}")
+    engine = validate(EngineConfig, data.get("engine"), "engine", where)
+    _check_clock(engine, origins)
     return Experiment(
         cluster=validate(ClusterConfig, data["cluster"], "cluster", where),
         policies=policy_choices(data["policy"], origins),
         workload=validate(WorkloadConfig, data["workload"], "workload", where),
         slo=validate(SloConfig, data.get("slo"), "slo", where),
-        engine=validate(EngineConfig, data.get("engine"), "engine", where),
+        engine=engine,
         run=validate(RunConfig, data.get("run"), "run", where),
         origins=origins,
     )
+
+
+def _check_clock(engine: EngineConfig, origins: Origins) -> None:
+    key = "engine.api_latency_ms"
+    if engine.ttft_clock == ENGINE and engine.api_latency_ms and key in origins.given:
+        raise BadInput(
+            f"{origins.where(key)}: {key} {engine.api_latency_ms:g} lies outside the engine's "
+            "clock; leave it out, or engine.ttft_clock: client"
+        )
+
+
+def more_policies(
+    experiment: Experiment, names: Sequence[str], source: str
+) -> tuple[PolicyChoice, ...]:
+    """Return policies by name, with what the experiment's preset sets of them."""
+    data = {
+        "policy": _named(list(names)),
+        "engine": {"preset": experiment.engine.preset},
+        "cluster": {"gpu": experiment.cluster.gpu},
+    }
+    given = fill(data, lambda _: source)
+    return policy_choices(data["policy"], Origins(source, given))
 
 
 def policy_choices(entries: Any, origins: Origins) -> tuple[PolicyChoice, ...]:

@@ -18,6 +18,7 @@ _OF_RUN = {
     "oom_events": "out-of-memory events: batches were lost and run again",
     "failures": "failures of instances: their requests were put back and served again",
     "extrapolated_steps": "steps were priced outside the profile's fitted range",
+    "policy_beyond_bands": "arrivals came at a load that no table is for: the nearest was used",
 }
 _OF_STATUS = {
     "rejected": "requests were rejected: longer than max_model_len or than the memory holds",
@@ -46,10 +47,17 @@ def notices(
     lines = list(setup_notes)
     lines += trace_notices(trace_notes, over)
     for key, text in _OF_RUN.items():
-        lines += _counted(sum(r.counters[key] for r in records), text, over)
+        lines += _counted(sum(r.counters.get(key, 0) for r in records), text, over)
     for status, text in _OF_STATUS.items():
         count = sum(int((r.requests["status"] == status).sum()) for r in records)
         lines += _counted(count, text, over)
+    if all("prefix_recovered_tokens" in r.counters for r in records):
+        found = sum(int(r.requests["cached_tokens"].sum()) for r in records)
+        if not found + sum(r.counters["prefix_recovered_tokens"] for r in records):
+            lines.append(
+                "prefix caching found nothing: no prefix is shared in time, or the policy pads its "
+                "prompts or runs static batches, which are computed whole"
+            )
     if same_requests:
         lines.append(
             "every replication ran the same requests: the intervals do not show how other "

@@ -31,6 +31,32 @@ def config_text(experiment: Experiment, setup: Setup) -> str:
     return "\n".join(lines) + "\n" + about
 
 
+def settings_of(experiment: Experiment, setup: Setup) -> dict[str, dict[str, Any]]:
+    """Return every value by dotted key: `value`, and `from`, which is as in `config_text`."""
+    resolved = _resolved(setup)
+    found: dict[str, dict[str, Any]] = {}
+
+    def walk(data: Any, prefix: str) -> None:
+        for name, value in data.items():
+            key = f"{prefix}{name}"
+            if isinstance(value, dict) and value:
+                walk(value, f"{key}.")
+            else:
+                found[key] = {"value": value, "from": _origin(experiment, resolved, key)}
+
+    data = experiment.resolved()
+    chosen = data.pop("policy")
+    walk(data, "")
+    for at, entry in enumerate(chosen):
+        walk(entry, f"policy.{at}.")
+    return found
+
+
+def _origin(experiment: Experiment, resolved: dict[str, str], key: str) -> str:
+    origin = experiment.origin(key)
+    return " ".join((resolved.get(key, origin) if origin == "default" else origin).split())
+
+
 def _about(setup: Setup) -> dict[str, Any]:
     profiles = {i.costs.profile.name: i.costs.profile for i in setup.instances}
     return {
@@ -106,10 +132,8 @@ def _lines(
                 inner = _lines(entry, experiment, resolved, f"policy.{at}.", "    ")
                 lines += ["  - " + inner[0].lstrip(), *inner[1:]]
         else:
-            origin = experiment.origin(key)
-            if origin == "default":
-                origin = resolved.get(key, origin)
-            lines.append(f"{indent}{_flow(name)}: {_flow(value)}  # {' '.join(origin.split())}")
+            origin = _origin(experiment, resolved, key)
+            lines.append(f"{indent}{_flow(name)}: {_flow(value)}  # {origin}")
     return lines
 
 

@@ -185,6 +185,7 @@ def saturation_rate(experiment: Experiment) -> float:
     }
     if _is_file(data["source"]):
         data |= {"source": "mixed", "mixture": {data["source"]: 1.0}}
+        data |= {"prefix_blocks": None, "hash_block_tokens": None}
     full = replace(
         experiment,
         workload=WorkloadConfig.model_validate(data),
@@ -362,6 +363,7 @@ def frame(experiment: Experiment, setup: Setup, warmup_s: float) -> Frame:
         flops_per_token=costs.flops_per_token,
         attention_flops_per_pair=costs.attention_flops_per_pair,
         unfloored=_unfloored(experiment, setup),
+        clock=experiment.engine.clock,
     )
 
 
@@ -370,7 +372,8 @@ def _unfloored(experiment: Experiment, setup: Setup) -> tuple[StepCost, ...]:
     if not experiment.engine.min_step_ms:
         return ()
     model = model_named(experiment.cluster.model)
-    return tuple(StepCost(i.costs.profile, model) for i in setup.instances)
+    host = experiment.engine.host
+    return tuple(StepCost(i.costs.profile, model, host=host) for i in setup.instances)
 
 
 def _check_window(experiment: Experiment, record: RunRecord) -> None:

@@ -5,6 +5,7 @@ from sim.types.errors import BadInput, Deadlock, PlanError, SimulationError
 from sim.types.monitor import InstanceSample, Snapshot
 from sim.types.plans import Decode, Mixed, Plan, Preemption, Prefill, RunToCompletion, Wait
 from sim.types.policy import Cluster, ClusterInfo, Policy, Pool, Router
+from sim.types.prefix import PrefixCache, Prospect
 from sim.types.queues import ByKey, Fifo, WaitQueue
 from sim.types.request import Request
 from sim.types.trace import Trace
@@ -32,6 +33,8 @@ __all__ = [
     "Pool",
     "Preemption",
     "Prefill",
+    "PrefixCache",
+    "Prospect",
     "Request",
     "Router",
     "RunToCompletion",

@@ -41,19 +41,22 @@ class Mixed(Plan):
         chunks: pairs (request, new tokens); waiting requests are admitted in this order.
         decode: whether the decoding requests take part.
         preempt: requests preempted before the step.
+        move: waiting requests sent to another instance: pairs (request, instance id).
     """
 
-    __slots__ = ("chunks", "decode", "preempt")
+    __slots__ = ("chunks", "decode", "move", "preempt")
 
     def __init__(
         self,
         chunks: Sequence[tuple[Request, N]],
         decode: bool = True,
         preempt: Sequence[Preemption] = (),
+        move: Sequence[tuple[Request, N]] = (),
     ) -> None:
         self.chunks = chunks
         self.decode = decode
         self.preempt = preempt
+        self.move = move
 
 
 class Decode(Plan):
@@ -67,12 +70,14 @@ class Decode(Plan):
         swap_in: swapped requests whose blocks are copied back.
         preempt: requests preempted before the step.
         admit: requests whose KV has been transferred here and that join the batch.
+        move: waiting requests sent to another instance: pairs (request, instance id).
     """
 
     __slots__ = (
         "admit",
         "changes",
         "max_steps",
+        "move",
         "pause",
         "preempt",
         "resume",
@@ -89,15 +94,17 @@ class Decode(Plan):
         swap_in: Sequence[Request] = (),
         preempt: Sequence[Preemption] = (),
         admit: Sequence[Request] = (),
+        move: Sequence[tuple[Request, N]] = (),
     ) -> None:
         self.admit = admit
+        self.move = move
         self.max_steps = max_steps
         self.until_s = until_s
         self.pause = pause
         self.resume = resume
         self.swap_in = swap_in
         self.preempt = preempt
-        self.changes = bool(pause or resume or swap_in or preempt)
+        self.changes = bool(pause or resume or swap_in or preempt or move)
         """Whether anything but admissions changes the batch."""
 
 

@@ -136,6 +136,9 @@ class Policy(abc.ABC):
     `route` is not asked at arrival, and whichever instance plans first takes them (ties: lowest
     index). It is `view.waiting` of each, `num_waiting` its length. What is preempted goes to its
     front, for any to take. Only requests that fit every such instance are accepted."""
+    synchronous: str = ""
+    """Why no step of it can be formed while another runs (`engine.async_scheduling`), as the end of
+    a sentence; empty: it can. Its plan must then name changes from one step to the next."""
     places_decode: ClassVar[bool] = False
     """Whether `route` is asked at the end of every prefill, whatever the instance's role, and
     `on_leave` for every request that leaves or is put back by a failure."""

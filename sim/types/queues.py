@@ -135,6 +135,10 @@ class ByKey(WaitQueue):
             del self._pieces[at]
             del self._lasts[min(at, len(self._lasts) - 1)]
 
+    def entry(self, id: N) -> Request:
+        """Return a request that waits by key."""
+        return self._entries[id][2]
+
     def __iter__(self) -> Iterator[Request]:
         """Iterate over the re-queued, then by key."""
         return chain(self._front.values(), (e[2] for piece in self._pieces for e in piece))

@@ -36,6 +36,7 @@ class Request:
         "predicted_output_len",
         "preemptions",
         "prefilled",
+        "prefix",
         "priority",
         "retries",
         "target_tokens",
@@ -43,11 +44,13 @@ class Request:
         # engine only
         "aborted",
         "arrival_fs",
+        "cached_tokens",
         "decode_instance",
         "emitted",
         "failures",
         "first_token_fs",
         "held_blocks",
+        "known_blocks",
         "kv_offset",
         "last_token_fs",
         "prefill_end_fs",
@@ -82,6 +85,9 @@ class Request:
         self.preemptions: N = 0
         self.retries: N = 0
         """Times the request was put back by an out-of-memory event."""
+        self.prefix: tuple[tuple[N, N], ...] = ()
+        """What it shares of its prompt, from the front: (node, tokens from the start to its end).
+        Requests with an equal node have equal tokens up to the smaller of both ends."""
         self.home: View | None = None
         """The instance that holds it; None in a queue of all, or while none that is up can."""
 
@@ -103,6 +109,10 @@ class Request:
         self.failures: N = 0
         """Times the request was put back by the failure of an instance."""
         self.held_blocks: N = 0
+        self.known_blocks: N = 0
+        """Blocks of them, from the front, that other requests can find."""
+        self.cached_tokens: N = 0
+        """Prompt tokens that were cached when it was first admitted."""
         self.kv_offset: N = 0
         self.steps_at_join: N = 0
         self.aborted = False

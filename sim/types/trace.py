@@ -27,8 +27,12 @@ class Trace:
         task: index into `tasks`, shape (n,); None means all `online`.
         tasks: names of the tasks.
         prefix_group: requests of equal group share a prefix, -1 none, shape (n,); None none.
-        prefix_len: tokens shared with the group, shape (n,); None none.
-        block_hashes: per request the hash ids of its prompt blocks; None none.
+        prefix_len: tokens shared with the group, shape (n,); None none. 0 in a group: the request
+            begins with whatever the others share (a trace may count what was there before it).
+        block_hashes: per request the hash ids of its leading prompt blocks, the last of which may
+            be cut short by the prompt's end; None none. Equal ids at the end of equal lists mean
+            equal prompts up to there; what follows a list is nobody else's.
+        hash_block_tokens: tokens of a block of `block_hashes`.
         notes: counters of what the reader did: `read`, `dropped`, `truncated`, `sorted`, and so on.
     """
 
@@ -43,6 +47,7 @@ class Trace:
     prefix_group: Ints | None = None
     prefix_len: Ints | None = None
     block_hashes: tuple[tuple[int, ...], ...] | None = None
+    hash_block_tokens: int = 16
     notes: dict[str, Any] = field(default_factory=dict)
 
     def __len__(self) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from sim.types.costs import CostModel
 from sim.types.plans import Decode, Mixed, Plan, Prefill, RunToCompletion
+from sim.types.prefix import PrefixCache
 from sim.types.queues import Fifo, WaitQueue
 from sim.types.request import DECODING, Request
 from sim.types.units import FS_PER_S, N
@@ -30,6 +31,7 @@ class View:
         "held_blocks",
         "id",
         "kv_tokens",
+        "leaving",
         "now_s",
         "num_decoding",
         "num_waiting",
@@ -39,8 +41,10 @@ class View:
         "phases",
         "preempted_last_step",
         "prefilling",
+        "prefix_cache",
         "ready",
         "ready_blocks",
+        "reserve_full_isl",
         "role",
         "running",
         "steps",
@@ -67,6 +71,8 @@ class View:
         self.block_size = block_size
         self.total_blocks = total_blocks
         self.free_blocks = total_blocks
+        self.prefix_cache: PrefixCache | None = None
+        """What later requests may find again; None: nothing (`engine.enable_prefix_caching`)."""
         self.total_swap_blocks = total_swap_blocks
         self.free_swap_blocks = total_swap_blocks
         self.now_s = 0.0
@@ -74,6 +80,9 @@ class View:
         self.num_waiting: N = 0
         self.running: dict[N, Request] = {}
         self.prefilling: dict[N, Request] = {}
+        self.leaving: list[Request] = []
+        """With `async_scheduling`: in `running`, for they keep seat and blocks until the next step
+        is formed, but they get their last token in the step before and take part in no more."""
         self.paused: dict[N, Request] = {}
         self.swapped: dict[N, Request] = {}
         self.bridge: dict[N, Request] = {}
@@ -96,12 +105,15 @@ class View:
         swapped."""
         self.outstanding_tokens: N = 0
         """Prompt tokens of the outstanding requests."""
+        self.reserve_full_isl = False
+        """Whether a prompt may be admitted only if all of it fits (`scheduler_reserve_full_isl`);
+        else its first chunk has to. Policies that always want room for the whole do not ask."""
         self.up = True
         """Whether it serves; an instance that has failed holds nothing until it is repaired."""
 
     @property
     def num_running(self) -> N:
-        """Requests that hold a seat: decoding, prefilling or paused."""
+        """Requests that hold a seat: decoding, prefilling, paused or leaving."""
         return len(self.running)
 
     @property

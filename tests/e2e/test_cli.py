@@ -172,6 +172,16 @@ def test_policies_are_listed_and_described(cli):
     assert (budget["default"], budget["allowed"]) == ("256", ">= 1")
 
 
+def test_a_decision_table_is_drawn(cli, tmp_path):
+    picture = tmp_path / "new" / "table.png"
+    status, out, err = cli("policies", "smdp", "load_bands=3", "--table", "--out", str(picture))
+    assert status == 0
+    assert "load 0.50: wait for 7, then serve up to 32" in out
+    assert out.count("\n") == 3
+    assert str(picture) in err
+    assert picture.read_bytes().startswith(b"\x89PNG")
+
+
 def test_profiles_are_listed_and_shown(cli):
     status, out, _ = cli("profiles")
     assert status == 0
@@ -236,9 +246,16 @@ def test_data_sets_are_listed(cli):
             "did you mean 'p99_ttft_ms'?",
         ),
         (["compare", "CONFIG", "--policies", "static,nope"], "unknown policy 'nope'"),
-        (["compare", "CONFIG", "--policies", ","], "valid: bucketserve, "),
+        (["compare", "CONFIG", "--policies", ","], "valid: ascendra, "),
         (["compare", "CONFIG", "--baseline", "nope"], "valid: static, continuous"),
         (["policies", "nope"], "unknown policy 'nope'"),
+        (["policies", "--table"], "which policy?"),
+        (["policies", "static", "--table"], "decides by no table; valid: smdp"),
+        (["policies", "smdp", "load_bands=3"], "'load_bands=3': parameters go with --table only"),
+        (["policies", "smdp", "--table", "load_band=3"], "did you mean 'load_bands'?"),
+        (["policies", "smdp", "--table", "max_waiting=3"], "max_waiting=3 must be at least"),
+        (["policies", "smdp", "--table", "--out", "x.svg"], "'x.svg': expected a file name ending"),
+        (["run", "CONFIG", "policy=ascendra", "policy.high_share=1"], "policy.high_share"),
         (["profiles", "nope"], "unknown profile 'nope'"),
         (["workload", "describe", "none.csv"], "none.csv"),
         (["workload", "convert", "none.csv", "out.csv"], "none.csv"),

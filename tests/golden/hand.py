@@ -15,7 +15,7 @@ the next. A request takes a block at the start of the step whose token finds its
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -72,6 +72,8 @@ class Row:
     preemptions: int = 0
     retries: int = 0
     status: str = "finished"
+    queued: float | None = None
+    """When the scheduler saw it, if that is not its arrival."""
 
 
 class Replay:
@@ -87,7 +89,7 @@ class Replay:
         assert columns["request_id"].tolist() == list(range(len(rows)))
         for name, value in {
             "arrival_s": [r.arrival for r in rows],
-            "queued_s": [r.arrival for r in rows],
+            "queued_s": [r.arrival if r.queued is None else r.queued for r in rows],
             "prefill_start_s": [r.start for r in rows],
             "prefill_end_s": [r.first for r in rows],
             "transfer_start_s": [NEVER] * len(rows),
@@ -149,17 +151,23 @@ def replay(
     block_size: int = 4,
     instances: int = 1,
     spec: dict[str, Any] | None = None,
+    prefixes: Sequence[tuple[int, int]] | None = None,
     **settings: Any,
 ) -> Replay:
     """Run (arrival in ms, input_len, output_len) rows fused and step by step.
 
-    Both runs must agree in everything, and a drained run must leave nothing behind.
+    `prefixes` are (group, shared tokens) of each row, and switch prefix caching on. Both runs must
+    agree in everything, and a drained run must leave nothing behind.
     """
     trace = Trace(
         np.array([r[1] for r in requests]),
         np.array([r[2] for r in requests]),
         np.array([r[0] * MS for r in requests]),
     )
+    if prefixes is not None:
+        group, length = np.array(prefixes).T
+        trace = replace(trace, prefix_group=group, prefix_len=length)
+        settings["enable_prefix_caching"] = True
     specs = [InstanceSpec(cost, blocks, block_size, **(spec or {})) for _ in range(instances)]
     records = []
     for fuse in (True, False):

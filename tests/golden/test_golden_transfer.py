@@ -34,7 +34,7 @@ def both_modes(requests, specs, config=None, **options):
     found = []
     for fuse in (True, False):
         policy = Distserve(config or DistserveConfig(padded=False, ready_threshold=1.0))
-        settings = Settings(fuse_steps=fuse, link_bytes_per_s=10 * GB, **options)
+        settings = Settings(fuse_steps=fuse, **{"link_bytes_per_s": 10 * GB, **options})
         found.append(simulate(requests, policy, specs, settings).requests)
     for name, values in found[0].items():
         np.testing.assert_array_equal(values, found[1][name], err_msg=name)
@@ -54,6 +54,34 @@ def test_two_transfers_share_a_link():
     near(record["transfer_start_s"], 1.0, 1.0)
     near(record["transfer_end_s"], 1.2, 1.2)
     near(record["finish_s"], 3.2, 3.2)
+
+
+@pytest.mark.parametrize("overlap", [0.0, 1.0])
+def test_a_free_transfer_is_in_time_for_the_step_it_is_pulled_at(overlap):
+    # A: prefilled until 1 s, tokens 2 to 5 at 2, 3, 4, 5 s. B: prefilled from 1.25 to 2.25 s, in
+    # the middle of a step; pulled at its end (3 s) it decodes from 3 to 4 s. C, prefilled from 3 to
+    # 4 s, comes at a step's end: in time for it.
+    # With a latency of 1 us the KV is on its way when B's and C's steps are formed: one step later.
+    requests = trace((0, 100, 6), (1.25, 100, 2), (3, 100, 2))
+    specs = [spec("prefill"), spec("decode")]
+    free = {"link_overlap": overlap, "link_latency_s": 0.0}
+    if overlap == 0.0:
+        free["link_bytes_per_s"] = float("inf")
+    record = both_modes(requests, specs, **free)
+    near(record["transfer_start_s"], 1.0, 3.0, 4.0)
+    near(record["transfer_end_s"], 1.0, 3.0, 4.0)
+    near(record["finish_s"], 6.0, 4.0, 5.0)
+    late = both_modes(requests, specs, **{**free, "link_latency_s": 1e-6})
+    near(late["finish_s"], 6.000001, 5.000001, 6.000001)
+
+
+def test_free_transfers_give_the_source_its_blocks_back():
+    # One prompt at a time fits the prefill instance: B starts the moment A has been pulled.
+    requests = trace((0, 100, 2), (0, 100, 2))
+    specs = [spec("prefill", blocks=100), spec("decode")]
+    record = both_modes(requests, specs, link_bytes_per_s=float("inf"))
+    near(record["prefill_start_s"], 0.0, 1.0)
+    near(record["finish_s"], 2.0, 3.0)
 
 
 def test_two_links_do_not():

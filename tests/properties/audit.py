@@ -13,6 +13,7 @@ from typing import Any
 
 from knotted import decode_price
 
+from sim.core.blocks import Piece
 from sim.core.instance import Instance
 from sim.core.spec import Settings
 from sim.types import (
@@ -29,6 +30,7 @@ from sim.types import (
     View,
     to_fs,
 )
+from sim.types.request import DONE
 
 GROWTHS = (1, 2, 3, 4, 5, 15, 16, 17, 37, 64)
 """Steps at which `growth_over` is compared with brute force."""
@@ -124,14 +126,17 @@ def check_view(view: View, audit: Audit) -> None:
     audit.last_s[view.id] = view.now_s
     waiting, running = list(view.waiting), list(view.running.values())
     _check_places(view, waiting, running)
+    assert all(r in running and r.state == DONE for r in view.leaving)
     decoding = [r for r in running if r.id not in view.prefilling and r.id not in view.paused]
+    decoding = [r for r in decoding if r not in view.leaving]
     cached = [r.input_len + view.generated(r) - 1 for r in decoding]
     assert view.num_waiting == len(waiting)
     assert view.waiting.tokens == sum(r.target_tokens for r in waiting)
     assert view.num_running == len(running)
     assert view.num_decoding == len(decoding)
     assert view.kv_tokens == sum(cached)
-    everyone = [*running, *view.swapped.values(), *_moving(view)]
+    everyone = [r for r in running if r not in view.leaving]
+    everyone += [*view.swapped.values(), *_moving(view), *_hidden(view)]
     if not shares(view):  # what waits for any instance is nobody's
         everyone += waiting
     assert view.outstanding == len(everyone)
@@ -146,6 +151,12 @@ def shares(view: View) -> bool:
     return isinstance(view, Instance) and view.shared is not None
 
 
+def _hidden(view: View) -> list[Request]:
+    """Requests that have arrived and that the scheduler has not seen."""
+    inbox = getattr(view, "inbox", None)
+    return [] if inbox is None else inbox.hidden()
+
+
 def _moving(view: View) -> list[Request]:
     """Requests prefilled elsewhere: on the bridge, on the link, or ready to join."""
     places = (view.bridge, getattr(view, "in_transfer", {}), view.ready)
@@ -155,7 +166,7 @@ def _moving(view: View) -> list[Request]:
 def _check_places(view: View, waiting: list[Request], running: list[Request]) -> None:
     """A request is in one place (I9), and knows it."""
     swapped = list(view.swapped.values())
-    held = [*running, *swapped, *_moving(view)]
+    held = [*running, *swapped, *_moving(view), *_hidden(view)]
     assert all(r.home is view for r in held)
     assert all(r.home is (None if shares(view) else view) for r in waiting)
     held += waiting
@@ -191,11 +202,35 @@ def _check_blocks(view: View, decoding: list[Request], cached: list[int]) -> Non
     assert view.ready_blocks >= sum(r.blocks for r in view.ready.values())
     assert bool(pulled) or not view.ready_blocks
     used += view.held_blocks + view.ready_blocks
+    if isinstance(view, Instance) and view.pool is not None:
+        used -= view.pool.spare_copies()
+        check_pool(view)
     assert used + view.free_blocks == view.total_blocks
     swapped = sum(r.blocks for r in view.swapped.values())
     assert view.free_swap_blocks >= 0
     assert swapped + view.free_swap_blocks == view.total_swap_blocks
     assert getattr(view, "partial_tokens", 0) == sum(r.prefilled for r in partial)
+
+
+def check_pool(view: Instance) -> None:
+    """The pool's list of free blocks is whole, and what it knows is held or free, each once."""
+    pool = view.pool
+    assert pool is not None
+    pool.sync()
+    listed, piece = 0, pool.ends.after
+    free: set[Piece] = set()
+    while piece is not pool.ends:
+        assert piece.after.before is piece
+        assert piece.refs == 0
+        listed += piece.ahead + piece.hi - piece.lo
+        free.add(piece)
+        piece = piece.after
+    assert listed == pool.listed <= view.free_blocks
+    known = [(node, piece) for node, pieces in pool.nodes.items() for piece in pieces]
+    assert all(piece.node == node and piece.lo < piece.hi for node, piece in known)
+    assert {piece for _, piece in known if not piece.refs} == free
+    refs = sum((piece.hi - piece.lo) * piece.refs for _, piece in known)
+    assert refs == sum(held[-1][1] for held in pool.holding.values())
 
 
 def _check_growth(view: View, cached: list[int]) -> None:
@@ -272,10 +307,13 @@ def _note(view: View, plan: Plan | None, audit: Audit, overhead_fs: int) -> None
     labels = audit.labels
     labels[f"plan {type(plan).__name__}"] += 1
     labels["a partial prompt"] += bool(view.prefilling or view.paused)
+    labels["a seat kept one step longer"] += bool(view.leaving)
     if isinstance(view, Instance) and view.shared is not None and len(view.shared.members) > 1:
         labels["one queue of all instances"] += bool(view.num_waiting)
         up = all(member.up for member in view.shared.members)
         labels["one queue, an instance is down"] += not up
+    if isinstance(plan, Decode | Mixed):
+        labels["a waiting request moves"] += bool(plan.move)
     if isinstance(plan, Decode):
         labels["a partial prompt"] += bool(plan.pause)
     if isinstance(plan, RunToCompletion):
@@ -298,12 +336,24 @@ def charged_lens(plan: Prefill | RunToCompletion, settings: Settings) -> list[in
     return [max(lens)] * len(lens) if padded else lens
 
 
+def _may_hit(plan: Plan | None) -> bool:
+    """Whether prompts may begin where the cache ends, so that the plan does not say how long."""
+    requests: list[Request] = []
+    if isinstance(plan, Mixed):
+        requests = [r for r, _ in plan.chunks]
+    elif isinstance(plan, Prefill):
+        requests = list(plan.requests)
+    return any(not r.prefilled and (r.prefix or r.preemptions) for r in requests)
+
+
 def expected_price(view: View, plan: Plan | None, settings: Settings) -> int | None:
     """Return the femtoseconds of the plan's first step, by the definitions of `CostModel`.
 
     None where the plan first changes the batch, or nothing runs.
     """
     cost = view.cost
+    if isinstance(view, Instance) and view.pool is not None and _may_hit(plan):
+        return None
     if isinstance(plan, Decode):
         if plan.changes or not view.num_decoding:
             return None

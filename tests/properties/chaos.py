@@ -102,6 +102,7 @@ class Chaos(Policy):
     def _rotate(self, view: View, slot: int) -> Decode | None:
         groups = self.config.groups
         seated = [r for r in view.running.values() if r.id not in view.prefilling]
+        seated = [r for r in seated if r not in view.leaving]
         rest = {r.id for r in seated if groups > 1 and r.id % groups == slot % groups}
         if len(rest) == len(seated):
             rest = set()
@@ -113,7 +114,7 @@ class Chaos(Policy):
         decoding = [
             r
             for r in view.running.values()
-            if r.id not in view.prefilling and r.id not in view.paused
+            if r.id not in view.prefilling and r.id not in view.paused and r not in view.leaving
         ]
         return Preemption(decoding[-1], self.config.swap)
 

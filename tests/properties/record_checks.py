@@ -47,6 +47,8 @@ COLUMNS = (
 CASES = (
     "preempted by recompute",
     "preempted by swap",
+    "a prefix hit",
+    "a hit after a preemption",
     "swap space full",
     "out of memory",
     "rejected",
@@ -84,6 +86,7 @@ CASES = (
     "one queue of all instances",
     "one queue, an instance is down",
     "preempted, and taken by another instance",
+    "a waiting request moves",
 )
 """What the generators must reach (design section 10)."""
 
@@ -357,7 +360,12 @@ def _check_counters(done: Run) -> None:
     blocks = [s[4] for s in done.record.swaps]
     per_block = {spec.swap_s_per_block for spec in done.scenario.specs}
     np.testing.assert_allclose(copies, [per_block.copy().pop() * b for b in blocks], rtol=1e-12)
-    prompts = columns["input_len"][columns["status"] == "finished"].sum()
+    hit, served = columns["cached_tokens"], columns["status"] == "finished"
+    assert (hit >= 0).all()
+    assert (hit < columns["input_len"]).all()
+    assert done.scenario.options["enable_prefix_caching"] or not hit.any()
+    prompts = (columns["input_len"] - hit)[served].sum()
+    prompts -= counters.get("prefix_recovered_tokens", 0)
     assert done.record.steps["prefill_tokens"].sum() >= prompts
 
 
@@ -410,6 +418,8 @@ def labels(done: Run) -> Counter[str]:
     found["out of memory"] += counters["oom_events"]
     status = Counter(columns["status"].tolist())
     found["rejected"] += status["rejected"]
+    found["a prefix hit"] += (columns["cached_tokens"] > 0).sum()
+    found["a hit after a preemption"] += counters.get("prefix_recovered_tokens", 0)
     found["aborted"] += status["aborted"]
     found["unfinished at the horizon"] += status["unfinished"]
     served = ~np.isnan(columns["first_token_s"])

@@ -7,6 +7,7 @@ request to ample. A policy added to `policies/` needs no edit here (see `random_
 from __future__ import annotations
 
 from collections.abc import Callable
+from copy import copy
 from dataclasses import dataclass, replace
 from functools import cache
 from random import Random
@@ -20,6 +21,7 @@ from pydantic import BaseModel
 from random_configs import random_config
 
 import policies
+from sim.core.inbox import check_ahead
 from sim.core.outages import ExponentialOutages, Outages
 from sim.core.predictors import make_predictor
 from sim.core.routers import ROUTERS
@@ -27,7 +29,7 @@ from sim.core.spec import InstanceSpec, Settings
 from sim.costs.build import instance_cost
 from sim.costs.model import StepCost
 from sim.costs.simple import AffineCost
-from sim.types import CostModel, Policy, Trace, to_fs
+from sim.types import BadInput, CostModel, Policy, Trace, to_fs
 from sim.types.policy import ClusterInfo
 
 BLOCK_SIZES = (1, 4, 16)
@@ -35,6 +37,7 @@ MAX_GPUS = 4
 EXACT_UNITS_S = (0.25, 2**-6, 1.0)
 ROUND_UNITS_S = (0.25, 0.01, 0.05, 1.0)
 """Exact and decimal ones: 0.01 s is no binary fraction, so float time would lose coincidences."""
+ANY_ROUTER = [name for name in ROUTERS if name != "prefix"]
 PROFILES = (
     ("opt-13b", "a100-80gb", 1, "distserve"),
     ("opt-13b", "a100-80gb", 2, "distserve"),
@@ -111,6 +114,8 @@ def scenario(seed: int, policy: str, exact: bool = False) -> Scenario:
     costs = _costs(rng, unit_s, is_round, exact)
     block_size = rng.choice(BLOCK_SIZES)
     options = _options(rng, unit_s)
+    if not exact and Random(f"links/{policy}/{seed}").random() < 0.25:
+        options |= {"link_bytes_per_s": float("inf"), "link_latency_s": 0.0}
     if exact and options.get("think_s") == 0:
         options["think_s"] = unit_s  # no pause takes a femtosecond, which is no multiple
     # Late enough, in some, that a float no longer holds every femtosecond.
@@ -124,6 +129,29 @@ def scenario(seed: int, policy: str, exact: bool = False) -> Scenario:
     made = Scenario(policy, config, trace, [], options, unit_s)
     made = made.but(specs=_specs(rng, made, costs, block_size))
     options["outages"] = _outages(Random(f"failures/{policy}/{seed}"), made, late_s, exact)
+    return _with_prefixes(Random(f"prefixes/{policy}/{seed}"), made, block_size)
+
+
+def ahead(seed: int, policy: str) -> Scenario | None:
+    """Return the run of `seed` with steps formed one ahead; None if they cannot be."""
+    made = scenario(seed, policy)
+    rng = Random(f"ahead/{policy}/{seed}")
+    specs = [copy(spec) for spec in made.specs]
+    for spec in specs:
+        spec.role = "mixed"
+    config = made.config
+    if policy == Chaos.name:
+        config = config.model_copy(update={"static_when_idle": False, "queue": "instance"})
+    options = made.options | {
+        "async_scheduling": True,
+        "reserve_full_isl": rng.random() < 0.5,
+        "first_step_s": made.unit_s * rng.choice([0, 0, 3]),
+    }
+    made = made.but(specs=specs, config=config, options=options)
+    try:
+        check_ahead(made.new_policy(), specs)
+    except BadInput:
+        return None
     return made
 
 
@@ -171,12 +199,12 @@ def _profiled(model: str, gpu: str, tp: int, name: str, floored: bool) -> StepCo
 def _options(rng: Random, unit_s: float) -> dict[str, Any]:
     options: dict[str, Any] = {
         "padding": rng.choice(["policy", "policy", "none", "batch"]),
-        "router": rng.choice(list(ROUTERS)),
+        "router": rng.choice(ANY_ROUTER),
         "router_seed": rng.randint(0, 9),
         "abort_after_s": _maybe(rng, 0.25, [2, 10, 50], unit_s),
         "horizon_s": _maybe(rng, 0.25, [5, 20, 60, 200], unit_s),
         "oom_restart_s": unit_s * rng.choice([1, 10]),
-        "decode_router": rng.choice(list(ROUTERS)),
+        "decode_router": rng.choice(ANY_ROUTER),
         "link_bytes_per_s": rng.choice([50, 1000]) / unit_s,
         # Shares of a link are no whole femtoseconds: latencies of their own keep ties apart.
         "link_latency_s": unit_s * rng.choice([0.0723, 0.7219]),
@@ -211,6 +239,31 @@ def _outages(rng: Random, made: Scenario, late_s: float, exact: bool) -> Outages
             at += unit_s
         plan.append(one)
     return PlannedOutages(plan)
+
+
+def _with_prefixes(rng: Random, made: Scenario, block_size: int) -> Scenario:
+    """Return half of the runs with prefix caching; most of those share prefixes."""
+    options = made.options | {"enable_prefix_caching": rng.random() < 0.5}
+    if not options["enable_prefix_caching"]:
+        return made.but(options=options)
+    if rng.random() < 0.3:
+        options |= {"router": "prefix"}
+    trace, prompts = made.trace, made.trace.input_len.tolist()
+    kind = rng.choice(["groups", "groups", "hashes", "nothing"])
+    if kind == "groups":
+        group = [rng.choice([-1, 0, 0, 1, 2]) for _ in prompts]
+        longest = rng.choice([block_size, 20, 60])
+        shared = [rng.choice([0, longest, longest, rng.randint(0, longest)]) for _ in prompts]
+        trace = replace(trace, prefix_group=np.array(group), prefix_len=np.array(shared))
+    if kind == "hashes":
+        size = rng.choice([1, 3, block_size, 8])
+        turns = rng.choice([1, 2, 5])
+        lists = []
+        for row, tokens in enumerate(prompts):
+            user, count = row % 3, rng.randint(0, -(-tokens // size))
+            lists.append(tuple(user * 1000 + at // turns * turns + at for at in range(count)))
+        trace = replace(trace, block_hashes=tuple(lists), hash_block_tokens=size)
+    return made.but(trace=trace, options=options)
 
 
 def _maybe(rng: Random, chance: float, units: list[int], unit_s: float) -> float | None:

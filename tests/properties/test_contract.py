@@ -137,6 +137,16 @@ BROKEN: dict[str, tuple[Decide, str]] = {
     "a pause of who waits": (lambda v: Decode(pause=[first(v)]), "not decoding here"),
     "a pause twice": (then(lambda v: Decode(pause=[first(v), first(v)])), "not decoding here"),
     "a resume of who decodes": (then(lambda v: Decode(resume=[first(v)])), "not paused here"),
+    "a move of a stranger": (lambda v: Decode(move=[(stranger(), 0)]), "does not wait here"),
+    "a move to where it is": (lambda v: Decode(move=[(first(v), 0)]), "move of request 0 to"),
+    "a move beside chunks": (
+        lambda v: Mixed([(first(v), 4)], move=[(stranger(), 0)]),
+        "does not wait here",
+    ),
+    "a move of who decodes": (
+        then(lambda v: Decode(move=[(first(v), 0)])),
+        "does not wait here",
+    ),
     "a swap-in of who waits": (lambda v: Decode(swap_in=[first(v)]), "not swapped out here"),
 }
 

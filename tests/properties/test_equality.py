@@ -3,10 +3,13 @@
 Both runs are audited: before every plan all counters are recomputed naively (`audit.py`).
 """
 
+from collections import Counter
+from dataclasses import replace
+
 import numpy as np
 import pytest
-from record_checks import assert_same, run
-from scenarios import policy_names, scenario
+from record_checks import assert_same, check, labels, run
+from scenarios import ahead, policy_names, scenario
 
 from policies import load
 from sim.core.simulation import simulate
@@ -15,6 +18,7 @@ from sim.costs.simple import AffineCost
 from sim.types import Trace, to_fs
 
 QUICK, FULL = 20, 400
+QUICK_AHEAD = 12
 QUICK_CHAOS = 80
 """The tests' own policy reaches more of the engine: pauses, timers, limits."""
 
@@ -40,6 +44,64 @@ def test_fused_equals_step_by_step_400(policy, record_property):
     figure = f"{FULL} random configurations, records, counters and steps identical"
     record_property("evidence", f"fused = step by step, {policy}: {figure}")
     equal(policy, range(FULL))
+
+
+SYNCHRONOUS = ("splitwise", "static", "uellm")
+"""Policies none of whose steps can be formed one ahead."""
+
+
+def equal_ahead(policy: str, seeds: range) -> Counter[str]:
+    """Check the seeds with steps formed one ahead, invariants too; return the cases reached."""
+    reached: Counter[str] = Counter()
+    for seed in seeds:
+        case = ahead(seed, policy)
+        if case is None:
+            continue
+        reached["runs"] += 1
+        try:
+            fused = run(case)
+            check(fused)
+            assert_same(fused.record, run(case, fuse=False).record)
+        except Exception as error:
+            error.add_note(f"ahead({seed}, {policy!r}): {case.config!r}, {case.options}")
+            raise
+        reached.update(labels(fused))
+    return reached
+
+
+@pytest.mark.parametrize("policy", policy_names())
+def test_fused_equals_step_by_step_ahead(policy):
+    """Steps formed one ahead: the same, for every policy that decodes continuously."""
+    reached = equal_ahead(policy, range(QUICK_AHEAD))
+    assert (policy in SYNCHRONOUS) == (reached["runs"] == 0)
+    for label in ("an arrival in mid-span", "a seat kept one step longer"):
+        assert policy in SYNCHRONOUS or reached[label]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("policy", [p for p in policy_names() if p not in SYNCHRONOUS])
+def test_fused_equals_step_by_step_ahead_400(policy, record_property):
+    figure = f"{equal_ahead(policy, range(FULL))['runs']} random configurations, as above"
+    record_property("evidence", f"fused = step by step, a step ahead, {policy}: {figure}")
+
+
+@pytest.mark.parametrize("policy", ["continuous", "sarathi", "orca", "distserve"])
+def test_prefix_caching_changes_nothing_where_nothing_is_found(policy):
+    """Nobody shares, nobody is preempted or put back: the same decisions with and without."""
+    alike = 0
+    for seed in range(40):
+        case = scenario(seed, policy)
+        trace = replace(case.trace, prefix_group=None, prefix_len=None, block_hashes=None)
+        options = case.options | {"enable_prefix_caching": False, "outages": None}
+        off = run(case.but(trace=trace, options=options)).record
+        on = run(case.but(trace=trace, options=options | {"enable_prefix_caching": True})).record
+        if off.requests["preemptions"].any():
+            continue
+        assert on.counters.pop("prefix_recomputed_tokens", 0) == 0
+        assert on.counters.pop("prefix_recovered_tokens", 0) == 0
+        assert_same(off, on)
+        alike += 1
+    assert alike >= 5
 
 
 @pytest.mark.parametrize("policy", ["static", "continuous"])

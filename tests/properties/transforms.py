@@ -79,6 +79,14 @@ def with_strangers(case: Scenario, seed: int) -> tuple[Scenario, np.ndarray]:
     for name in ("input_len", "output_len", "arrival_s", "priority", "task"):
         values = getattr(case.trace, name)
         columns[name] = None if values is None else values[np.array(source)]
+    if case.trace.prefix_group is not None:
+        columns["prefix_group"] = np.where(mask, -1, case.trace.prefix_group[np.array(source)])
+        columns["prefix_len"] = case.trace.prefix_len[np.array(source)]
+    if case.trace.block_hashes is not None:
+        lists = case.trace.block_hashes
+        columns["block_hashes"] = tuple(
+            () if strange[at] else lists[row] for at, row in enumerate(source)
+        )
     columns["input_len"] = np.where(mask, DUMMY_LEN, columns["input_len"])
     trace: Trace = replace(case.trace, **columns)
     return case.but(trace=trace), np.flatnonzero(~mask)

@@ -4,7 +4,7 @@ from collections import Counter
 
 import pytest
 
-from sim.core.routers import ROUTERS, make_router
+from sim.core.routers import ROUTERS, PrefixRouting, make_router
 from sim.costs.simple import AffineCost
 from sim.types import BadInput, Request, View
 
@@ -91,3 +91,45 @@ def test_every_router_returns_one_of_the_instances_and_writes_nothing(name: str)
 def test_an_unknown_router_names_the_valid_ones():
     with pytest.raises(BadInput, match=r"engine\.router: .*'best'; valid: round-robin, random"):
         make_router("best", 0)
+
+
+# -- prefix ---------------------------------------------------------------------------------------
+
+
+def beginning(id: int, tokens: int, *prefix: tuple[int, int]) -> Request:
+    request = Request(id, 0, 0.0, tokens)
+    request.prefix = prefix
+    return request
+
+
+def test_prefix_follows_the_longest_match():
+    router, instances = make_router("prefix", 0), views(3)
+    assert router.pick(beginning(0, 100, (7, 40)), instances).id == 0
+    assert router.pick(beginning(1, 100, (8, 40)), instances).id == 1  # 0 was sent more
+    assert router.pick(beginning(2, 90, (7, 40), (9, 80)), instances).id == 0
+    assert router.pick(beginning(3, 90, (7, 40), (9, 80)), instances).id == 0
+    assert router.pick(beginning(4, 90, (8, 40)), instances).id == 1
+
+
+def test_prefix_needs_a_match_above_the_threshold():
+    limits = PrefixRouting(cache_threshold=0.5)
+    router, instances = make_router("prefix", 0, limits), views(2)
+    assert router.pick(beginning(0, 100, (7, 50)), instances).id == 0
+    assert router.pick(beginning(1, 100, (7, 50)), instances).id == 1  # half is not above it
+    assert router.pick(beginning(2, 99, (7, 50)), instances).id in (0, 1)
+
+
+def test_prefix_gives_way_to_load():
+    limits = PrefixRouting(balance_abs_threshold=4, balance_rel_threshold=2.0)
+    same = beginning(0, 10, (7, 9))
+    for outstanding, chosen in (([4, 0], 0), ([5, 0], 1), ([10, 5], 0), ([11, 5], 1)):
+        router, instances = make_router("prefix", 0, limits), views(2)
+        assert router.pick(same, instances).id == 0
+        instances[0].outstanding, instances[1].outstanding = outstanding
+        assert router.pick(same, instances).id == chosen, outstanding
+
+
+def test_prefix_without_any_prefix_spreads_tokens():
+    router, instances = make_router("prefix", 0), views(2)
+    chosen = [router.pick(Request(n, 0, 0.0, 10), instances).id for n in range(4)]
+    assert chosen == [0, 1, 0, 1]

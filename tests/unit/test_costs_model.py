@@ -4,7 +4,7 @@ import pytest
 
 from sim.costs.catalogue import model_named
 from sim.costs.model import StepCost
-from sim.costs.profile import Profile
+from sim.costs.profile import HostTerm, Profile
 
 MS = 10**12
 
@@ -58,6 +58,16 @@ def test_prefill_step():
     # host 0.5 + 0.25 + 2*0.125 + 30*0.001 = 1.03; dense 8 + 29*0.1 = 10.9; lm_head 0.625
     # compute 0.02 + 0.02 + 0.03 + 0.05 = 0.12 a layer > read 0.04: 32 * 0.12 = 3.84
     assert step_cost().step(2, 30, 30, 500, 0, 0) == approx_ms(1.03 + 10.9 + 0.625 + 3.84)
+
+
+def test_host_time_comes_on_top_of_the_profiles():
+    extra = HostTerm(step_ms=1.0, seq_ms=0.3, prefill_step_ms=10.0)
+    plain, slow = step_cost(), StepCost(profile(), model_named("llama-2-7b"), host=extra)
+    # Two chunks and three decodes are five sequences.
+    prefill = slow.step(2, 30, 30, 500, 3, 60) - plain.step(2, 30, 30, 500, 3, 60)
+    assert prefill == approx_ms(1 + 10 + 5 * 0.3)
+    assert slow.decode(3).base_fs - plain.decode(3).base_fs == approx_ms(1 + 3 * 0.3)
+    assert slow.decode(3).slope_fs == plain.decode(3).slope_fs
 
 
 def test_decode_step():

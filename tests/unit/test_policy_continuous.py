@@ -259,6 +259,16 @@ def test_v0_token_count_padded_charges_the_longest_for_each():
     assert prefills(v0(max_num_batched_tokens=16, token_count="sum").plan(view)) == [0, 1, 2]
 
 
+def test_v0_padding_tokens_of_a_batch_are_limited():
+    view = empty_view()
+    for id, tokens in enumerate((20, 18, 12, 19)):
+        wait(view, id, tokens)
+    assert prefills(v0(max_paddings=None).plan(view)) == [0, 1, 2, 3]
+    assert prefills(v0(max_paddings=10).plan(view)) == [0, 1, 2]  # 0, 2, 8 more: 10; then 11
+    assert prefills(v0(max_paddings=9).plan(view)) == [0, 1]
+    assert prefills(v0(max_paddings=0).plan(view)) == [0]
+
+
 def test_v0_a_prompt_longer_than_the_limit_runs_alone():
     view = empty_view()
     wait(view, 0, 30)
@@ -328,11 +338,11 @@ def test_v0_nobody_is_prefilled_while_something_is_swapped_out():
 
 
 def test_v0_swap_in_leaves_room_for_the_growth_of_the_batch():
-    view = empty_view(blocks=5)
+    view = empty_view(blocks=6)
     decode(view, 0, 8)  # 2 blocks, needs a third
-    swapped(view, 1, 5)  # 2 blocks hold its 6th token
+    swapped(view, 1, 5)  # 2 blocks, and one to spare
     assert ids(v0().plan(view).swap_in) == [1]
-    view = empty_view(blocks=4)
+    view = empty_view(blocks=5)
     decode(view, 0, 8)
     swapped(view, 1, 5)
     assert goes_on(v0().plan(view))
@@ -344,9 +354,30 @@ def test_v0_swap_in_needs_a_seat_and_the_watermark():
     swapped(view, 1, 6)
     swapped(view, 2, 6)
     assert ids(v0(max_num_seqs=2).plan(view).swap_in) == [1]
-    # 8 blocks are free; 4 stay free; each needs 2.
-    assert ids(v0(watermark=0.4).plan(view).swap_in) == [1, 2]
-    assert ids(v0(watermark=0.5).plan(view).swap_in) == [1]
+    # 8 blocks are free; 3 stay free; each needs 2 and one to spare.
+    assert ids(v0(watermark=0.3).plan(view).swap_in) == [1, 2]
+    assert ids(v0(watermark=0.4).plan(view).swap_in) == [1]
+
+
+def test_v0_swap_in_goes_by_arrival_not_by_eviction():
+    # Victims are the latest arrivals: 2 went before 1.
+    view = empty_view(blocks=10)
+    decode(view, 0, 7)
+    swapped(view, 2, 6)
+    swapped(view, 1, 6)
+    assert ids(v0().plan(view).swap_in) == [1, 2]
+    assert ids(v0(max_num_seqs=2).plan(view).swap_in) == [1]
+
+
+def test_v0_swap_in_wants_a_block_to_spare():
+    # 2 blocks are free and would hold its 7th token: vLLM wants a third, unless nothing runs.
+    view = empty_view(blocks=4)
+    decode(view, 0, 7)
+    swapped(view, 1, 6)
+    assert goes_on(v0().plan(view))
+    view = empty_view(blocks=2)
+    swapped(view, 1, 6)
+    assert ids(v0().plan(view).swap_in) == [1]
 
 
 def test_v0_swap_in_on_an_idle_instance_waives_the_watermark():
@@ -437,6 +468,7 @@ def test_config_is_frozen():
     ("scheduler", "ignored"),
     [
         *(("v1", {"watermark": 0.1}), ("v1", {"token_count": "padded"}), ("v1", {"padded": True})),
+        ("v1", {"max_paddings": 256}),
         *(("v1", {"preemption_mode": "swap"}), ("v0", {"long_prefill_token_threshold": 8})),
     ],
 )

@@ -58,16 +58,29 @@ def test_shares_are_those_of_the_summary(policy, run):
     assert shares.requests == sum(c["arrived"] for c in summary["classes"]["source"].values())
 
 
+CLOCKS = ({}, {"ttft_clock": "engine"}, {"api_latency_ms": 40}, {"async_scheduling": True})
+
+
+@pytest.mark.parametrize("engine", CLOCKS[1:])
+def test_shares_go_by_the_clock(engine):
+    of = experiment(engine=engine)
+    assert (
+        attained(of, of.policies[0], 0).met[ALL]
+        == (replicate(of, of.policies[0], 0).summary["slo_attainment"])
+    )
+
+
+@pytest.mark.parametrize("engine", CLOCKS)
 @pytest.mark.parametrize("run", [{}, {"stop": "horizon", "horizon_s": 9.0, "warmup_s": 2.0}])
-def test_ending_a_run_changes_no_answer(run):
-    of = experiment(run=run)
+def test_ending_a_run_changes_no_answer(run, engine):
+    of = experiment(run=run, engine=engine)
     shares = attained(of, of.policies[0], 0)
     for name, share in shares.met.items():
         above = {name: share + 0.5 / shares.requests}
         assert attained(of, of.policies[0], 0, {name: share}) == shares
         assert shares.reach({name: share})
         ended = attained(of, of.policies[0], 0, above)
-        assert ended is None or (run and ended == shares)
+        assert ended is None or (ended == shares and (run or "ttft_clock" in engine))
         assert not shares.reach(above)
 
 

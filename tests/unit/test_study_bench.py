@@ -36,7 +36,9 @@ def test_every_policy_load_and_size_is_a_case():
     labels = (*bench.POLICIES, *bench.OTHERS)
     cases = list(bench._cases((10, 20, 30), dict.fromkeys(labels, 1.0)))
     assert len(cases) == 3 * 3 * 3 + len(bench.OTHERS) * 3
-    assert {c["policy"] for c in cases} - {"continuous v0", "continuous v1"} <= set(names())
+    variants = {"continuous v0", "continuous v1", bench.AHEAD}
+    assert {c["policy"] for c in cases} - variants <= set(names())
+    assert bench.experiment(CASE | {"policy": bench.AHEAD}).engine.async_scheduling
     assert set(names()) <= {c["policy"].split()[0] for c in cases}
     assert bench.experiment(cases[0] | {"instances": 16}).cluster.count == 16
 

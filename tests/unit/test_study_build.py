@@ -54,6 +54,45 @@ def test_roofline_needs_no_profile():
     assert any("formula" in note for note in setup.notes)
 
 
+def test_the_null_block_is_taken_off():
+    assert built(engine={"num_gpu_blocks": 100, "null_block": True}).specs[0].total_blocks == 99
+    with pytest.raises(BadInput, match="null block"):
+        built(engine={"num_gpu_blocks": 1, "null_block": True})
+
+
+@pytest.mark.parametrize(
+    ("policy", "why"),
+    [
+        ("static", "runs static batches"),
+        ({"name": "continuous", "scheduler": "v0"}, "scheduler v0"),
+        ({"name": "continuous", "queue": "cluster"}, "one queue of all instances"),
+        ("distserve", "hands requests over"),
+        ("splitwise", "hands requests over"),
+    ],
+)
+def test_what_cannot_be_scheduled_ahead_is_refused(policy, why):
+    with pytest.raises(BadInput, match=rf"engine.async_scheduling true: .*{why}.*; valid: false"):
+        built(engine={"async_scheduling": True}, policy=policy)
+
+
+def test_lanes_of_a_pipeline_are_not_scheduled_ahead():
+    cluster = {"pools": [{"instances": 1, "pp": 2}]}
+    with pytest.raises(BadInput, match="lanes of a pipeline"):
+        built(engine={"async_scheduling": True}, cluster=cluster)
+
+
+def test_engine_semantics_reach_the_engine():
+    engine = {"async_scheduling": True, "scheduler_reserve_full_isl": True, "first_step_ms": 50}
+    found = how(experiment(engine=engine))
+    assert (found.async_scheduling, found.reserve_full_isl, found.first_step_s) == (
+        True,
+        True,
+        0.05,
+    )
+    found = how(experiment())
+    assert (found.async_scheduling, found.reserve_full_isl, found.first_step_s) == (False, False, 0)
+
+
 def test_engine_overrides_reach_the_instances():
     setup = built(engine={"num_gpu_blocks": 100, "block_size": 32, "max_model_len": 1000})
     spec = setup.specs[0]

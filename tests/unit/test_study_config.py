@@ -98,11 +98,11 @@ def test_the_resolved_config_can_be_run_again(load):
         (["cluster={gpu: h100, count: 1}"], "cluster.model is missing"),
         (["cluster.pools=[{instances: 1, typ: 3}]"], "'cluster.pools.0.typ'; did you mean 'tp'?"),
         (["cluster.pools=[{instances: 0}]"], "cluster.pools.0.instances: Input should be"),
-        (["policy=statik"], "unknown policy 'statik'; did you mean 'static'? valid: bucketserve"),
+        (["policy=statik"], "unknown policy 'statik'; did you mean 'static'? valid: ascendra"),
         (["policy.thet=1"], "unknown key 'policy.thet'; valid: max_batch_size"),
         (["policy=[static, static]"], "two are called 'static'; give each its own `label`"),
         (["policy.label=../x"], "policy.label: '../x' cannot name a folder"),
-        (["policy=[]"], "policy: the list is empty; valid: bucketserve"),
+        (["policy=[]"], "policy: the list is empty; valid: ascendra"),
         (["policy=[5]"], "policy.0: expected a name or a mapping with `name`, got 5"),
         (["slo.ttft=5"], "unknown key 'slo.ttft'; did you mean 'ttft_ms'?"),
         (["slo.by.code.ttft=5"], "unknown key 'slo.by.code.ttft'; did you mean 'ttft_ms'?"),
@@ -164,3 +164,26 @@ def test_no_key_is_both_a_policys_and_the_engines():
 
     for name in policies.names():
         assert not set(policies.load(name).Config.model_fields) & set(EngineConfig.model_fields)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "wanted"),
+    [
+        (
+            ["engine={enable_prefix_caching: true, padding: batch}"],
+            "enable_prefix_caching: true and padding: batch exclude each other",
+        ),
+        (["engine.decode_router=prefix"], "prefix is for router only"),
+        (["engine.prefix_routing.cache_threshold=2"], "engine.prefix_routing.cache_threshold"),
+    ],
+)
+def test_prefix_caching_refuses_what_cannot_be(load, overrides, wanted):
+    with pytest.raises(BadInput, match=wanted) as caught:
+        load(*overrides)
+    assert "\n" not in str(caught.value)
+
+
+def test_prefix_caching_is_off_unless_asked_for(load):
+    assert load().engine.enable_prefix_caching is False
+    config = load("engine={enable_prefix_caching: true, router: prefix}")
+    assert config.engine.prefix_routing.cache_threshold == 0.3

@@ -7,6 +7,7 @@ import pytest
 
 from sim.core.records import DECODE, MIXED, PREFILL, STATIC_PREFILL, STEP_DTYPE, RunRecord
 from sim.study.config import SloConfig
+from sim.study.statistics.clock import Clock
 from sim.study.statistics.metrics import Frame, itl_runs, span_seconds, summarise
 from sim.types import to_fs
 
@@ -36,6 +37,7 @@ def requests(**columns):
         "priority": [0] * n,
         "status": ["finished"] * n,
         "preemptions": [0] * n,
+        "cached_tokens": [0] * n,
         "prefill_start_s": columns["arrival_s"],
         "prefill_end_s": columns["first_token_s"],
     }
@@ -109,6 +111,29 @@ def test_latencies():
     # (5 - 1)/3 and (4 - 3)/1; the request of one token has none
     assert s["mean_tpot_ms"] == pytest.approx((4000 / 3 + 1000) / 2)
     assert s["std_tpot_ms"] == pytest.approx((4000 / 3 - 1000) / 2)
+
+
+def test_latencies_by_the_engines_clock_and_with_api_time():
+    columns = record().requests | {"queued_s": np.array([0.0, 2.0, 6.0, 8.0])}
+    seen = summarise(record(requests=columns), frame(clock=Clock("engine")))
+    assert seen["mean_ttft_ms"] == pytest.approx((1000 + 1000 + 500) / 3)
+    assert seen["mean_e2el_ms"] == pytest.approx((5000 + 2000 + 500) / 3)
+    plain = summarise(record(), frame())
+    late = summarise(record(), frame(clock=Clock("client", 25.0)))
+    for key in ("ttft", "e2el"):
+        for figure in ("mean", "p99"):
+            name = f"{figure}_{key}_ms"
+            assert late[name] == pytest.approx(plain[name] + 25)
+    assert late["mean_tpot_ms"] == pytest.approx(plain["mean_tpot_ms"])
+    assert seen["mean_tpot_ms"] == pytest.approx(plain["mean_tpot_ms"])
+    same = {k for k in plain if "ttft" not in k and "e2el" not in k and "tpot" not in k}
+    assert {k for k in same if late[k] != plain[k] and plain[k] == plain[k]} <= {"classes"}
+
+
+def test_the_engines_clock_has_no_api_time():
+    assert Clock.of({"ttft_clock": "engine", "api_latency_ms": 9.0}) == Clock("engine", 0.0)
+    assert Clock.of({"api_latency_ms": 9.0}) == Clock("client", 9.0)
+    assert Clock.of({}) == Clock()
 
 
 def test_gaps_between_tokens():

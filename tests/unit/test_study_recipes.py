@@ -7,9 +7,16 @@ import pytest
 import yaml
 
 from sim.cli import main
-from sim.study.figure_data import Row, falls_below, figure_rows, mean_row, read_rows, write_rows
-from sim.study.figure_models import wasted
-from sim.study.recipes import (
+from sim.study.paper.figure_data import (
+    Row,
+    falls_below,
+    figure_rows,
+    mean_row,
+    read_rows,
+    write_rows,
+)
+from sim.study.paper.figure_models import wasted
+from sim.study.paper.recipes import (
     FOLDER,
     config_of,
     fingerprint,
@@ -168,7 +175,7 @@ def test_every_figure_of_the_issue_has_a_recipe_that_is_valid():
 
 
 def test_a_recipe_sets_whole_values():
-    from sim.study.recipes import PaperSet, Recipe
+    from sim.study.paper.recipes import PaperSet, Recipe
 
     base = PaperSet(policies=("static",), set={"workload.arrivals": {"process": "p", "rate": 1}})
     recipe = Recipe(title="", draw="bars", y={"label": ""}, set={"workload.arrivals": {"a": 1}})

@@ -332,7 +332,7 @@ def test_registered_source_that_misbehaves(monkeypatch):
 def test_json_numbers_keep_their_rows(tmp_path):
     """An error in the second batch of entries names the row of the file."""
     path = tmp_path / "m.jsonl"
-    entry = {"timestamp": 0, "input_length": 5, "output_length": 6, "hash_ids": []}
+    entry = {"timestamp": 0, "input_length": 5, "output_length": 6, "hash_ids": [1]}
     lines = [json.dumps(entry)] * 1_500 + [json.dumps({**entry, "output_length": 0})]
     path.write_text("\n".join(lines))
     assert message(path) == f": row 1501: output_length is 0; {TOKENS}"

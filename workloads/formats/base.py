@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from workloads.base import BadInput, Limits, bad
-from workloads.columns import Column, Piece
 from workloads.json_stream import json_entries
+from workloads.pieces import Column, Piece
 from workloads.streams import opened, parquet_columns, parquet_frames, table_frames, table_header
 from workloads.tokens import TokenCounter
 
@@ -101,6 +101,8 @@ class Format:
         read: yields the file in pieces.
         ticks_per_s: unit of its arrival times.
         absolute: whether arrival times count from an arbitrary origin, so that the first becomes 0.
+        hash_block_tokens: tokens of a block that has an id.
+        whole_hashes: whether the ids cover the whole prompt.
     """
 
     name: str
@@ -109,6 +111,8 @@ class Format:
     read: Callable[[Source], Iterator[Piece]]
     ticks_per_s: float = 1.0
     absolute: bool = False
+    hash_block_tokens: int = 16
+    whole_hashes: bool = False
 
     def missing(self, source: Source) -> list[str]:
         """Return the needed keys the file lacks."""

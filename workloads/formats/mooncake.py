@@ -25,5 +25,11 @@ def _read(source: Source) -> Iterator[Piece]:
 
 
 FORMAT = Format(
-    "mooncake", ("json",), [(key,) for key in FIELDS.values()], _read, ticks_per_s=1_000
+    "mooncake",
+    ("json",),
+    [(key,) for key in FIELDS.values()],
+    _read,
+    ticks_per_s=1_000,
+    hash_block_tokens=512,
+    whole_hashes=True,
 )

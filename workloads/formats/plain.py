@@ -2,7 +2,10 @@
 
 CSV or Parquet with `arrived_at_s` or `arrival_s` (seconds; empty: the workload's `arrivals` supply
 them), `prompt_tokens` or `input_len`, `output_tokens` or `output_len`, and optionally `priority`,
-`task`, `source`, `prefix_group`, `shared_prefix_tokens`, `block_hashes` (integers joined by `;`).
+`task`, `source`, `prefix_group`, `shared_prefix_tokens` or `prefix_len` (of a group's first request
+it may be 0 or empty), `block_hashes` (integers joined by `;`: one for each `hash_block_tokens`, by
+default 16, of the prompt from its start; what follows is nobody else's) and `request` (a number,
+only for `workload.prefix_blocks`).
 """
 
 from __future__ import annotations
@@ -24,8 +27,10 @@ FIELDS = {
     "task": ("task",),
     "source": ("source",),
     "prefix_group": ("prefix_group",),
-    "prefix_len": ("shared_prefix_tokens",),
+    "prefix_len": ("shared_prefix_tokens", "prefix_len"),
     "block_hashes": ("block_hashes",),
+    "hash_block_tokens": ("hash_block_tokens",),
+    "request": ("request",),
 }
 
 

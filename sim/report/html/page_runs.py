@@ -37,6 +37,7 @@ from sim.report.html.samples import (
 )
 from sim.report.ranking import ranking_lines
 from sim.report.tables import SIDE_BY_SIDE, comparison_table, number, result_table
+from sim.study.statistics.clock import Clock
 
 Content = Mapping[str, Any]
 
@@ -333,7 +334,8 @@ def _request_sections(results: Sequence[Result]) -> Iterator[Section]:
         path = result.folder / "requests.parquet"
         if path.is_file():
             warmups = [r.get("warmup_s") or 0.0 for r in result.summary["replications"]]
-            found.append((result, read_requests(path, warmups)))
+            clock = Clock.of(result.config.get("engine") or {})
+            found.append((result, read_requests(path, warmups, clock)))
     if not found:
         lines = ("The folder holds no requests.parquet: no distributions, nothing over time.",)
         yield Section("Distributions", (Lines(lines),))

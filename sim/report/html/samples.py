@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from sim.study.statistics.clock import BY_CLIENT, Clock
+
 Floats = NDArray[np.float64]
 
 SHARES = np.unique(np.concatenate([np.linspace(0, 1, 161), 1 - np.geomspace(0.1, 0.001, 41)]))
@@ -19,7 +21,7 @@ SLICES = 400
 MOMENTS = 8
 """Of a slice at which KV memory is looked at."""
 COLUMNS = (
-    *("replication", "arrival_s", "prefill_start_s", "first_token_s", "finish_s"),
+    *("replication", "arrival_s", "queued_s", "prefill_start_s", "first_token_s", "finish_s"),
     *("emitted_tokens", "status"),
 )
 STATIC = "static_prefill"
@@ -32,36 +34,38 @@ class Requests:
     Attributes:
         columns: by name.
         counted: who arrived after the warm-up of its replication.
+        clock: whose TTFT and E2E.
     """
 
     columns: Mapping[str, NDArray[Any]]
     counted: NDArray[np.bool_]
+    clock: Clock = BY_CLIENT
 
     def latencies_ms(self) -> dict[str, Floats]:
         """Return TTFT, TPOT and E2E of the requests that count; NaN: never served."""
         at = {name: values[self.counted] for name, values in self.columns.items()}
         served = at["status"] == "finished"
-        ttft = np.where(served, at["first_token_s"] - at["arrival_s"], np.nan) * 1e3
-        e2e = np.where(served, at["finish_s"] - at["arrival_s"], np.nan) * 1e3
+        ttft, e2e = (np.where(served, ms, np.nan) for ms in self.clock.latencies_ms(at))
         gaps = at["emitted_tokens"] - 1
         several = ~served | (gaps > 0)
         tpot = (e2e - ttft)[several] / np.maximum(gaps[several], 1)
         return {"ttft": ttft, "tpot": tpot, "e2e": e2e}
 
 
-def read_requests(path: Path, warmups_s: Sequence[float]) -> Requests:
+def read_requests(path: Path, warmups_s: Sequence[float], clock: Clock = BY_CLIENT) -> Requests:
     """Read `requests.parquet`.
 
     Args:
         path: of the file.
         warmups_s: of each replication.
+        clock: whose latencies are asked for.
     """
     import pyarrow.parquet as pq  # type: ignore[import-untyped,unused-ignore]
 
     table = pq.read_table(path, columns=list(COLUMNS))
     columns = {name: table[name].to_numpy() for name in COLUMNS}
     warmup = np.array(warmups_s)[columns["replication"]]
-    return Requests(columns, columns["arrival_s"] >= warmup)
+    return Requests(columns, columns["arrival_s"] >= warmup, clock)
 
 
 def distribution(values: Floats) -> tuple[Floats, Floats]:

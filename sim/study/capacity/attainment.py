@@ -24,7 +24,7 @@ from sim.core.simulation import simulate
 from sim.study.build import build, settings
 from sim.study.config import Experiment, PolicyChoice, PoolConfig
 from sim.study.run import failure_seed, requests_of, router_seed
-from sim.study.statistics.metrics import MS_PER_S
+from sim.study.statistics.clock import CLIENT
 from sim.types import FS_PER_S, BadInput, Trace
 from workloads.arrivals import Ramp, TraceTimes
 from workloads.sources import is_file
@@ -99,7 +99,7 @@ def attained(
     setup = build(experiment, choice)
     seeds = router_seed(experiment, index), failure_seed(experiment, index)
     how = settings(experiment, setup.policy, trace, *seeds)
-    if least is not None:
+    if least is not None and experiment.engine.ttft_clock == CLIENT:
         how.misses = _limit(experiment, trace, least)
     try:
         record = simulate(trace, setup.policy, setup.specs, how)
@@ -111,8 +111,7 @@ def attained(
 def shares_of(experiment: Experiment, trace: Trace, record: RunRecord) -> Shares:
     """Return the shares of a finished run, as `sim.study.statistics.metrics` defines them."""
     rows: Mapping[str, NDArray[Any]] = record.requests
-    ttft_ms = (rows["first_token_s"] - rows["arrival_s"]) * MS_PER_S
-    e2e_ms = (rows["finish_s"] - rows["arrival_s"]) * MS_PER_S
+    ttft_ms, e2e_ms = experiment.engine.clock.latencies_ms(rows)
     gaps = rows["emitted_tokens"] - 1
     tpot_ms = np.divide(e2e_ms - ttft_ms, gaps, out=np.full(len(gaps), np.nan), where=gaps > 0)
     source = _sources(trace)[rows["request_id"]]
@@ -159,6 +158,7 @@ def _limit(experiment: Experiment, trace: Trace, least: Mapping[str, float]) -> 
             _allowed(size, least.get(name, 0.0))
             for name, size in zip(trace.sources, sizes, strict=True)
         ],
+        experiment.engine.clock.api_latency_ms,
     )
 
 

@@ -22,6 +22,7 @@ class Span:
         least_per_s: lowest rate tried.
         most_per_s: highest rate tried.
         width: the ends of the bisection are so close, relative to the upper.
+        neighbours: whether a rate beyond each end is tried, too.
     """
 
     start_per_s: float
@@ -29,6 +30,7 @@ class Span:
     least_per_s: float
     most_per_s: float
     width: float
+    neighbours: bool = True
 
 
 @dataclass(frozen=True)
@@ -68,8 +70,8 @@ class Crossing:
 def crossing(reached: Callable[[float], bool], span: Span) -> Crossing:
     """Return where `reached` turns from true to false.
 
-    Both ends have been tried, and a neighbour beyond each. Where the function is not monotone
-    there are several such places; this is one of them.
+    Both ends have been tried and, if asked for, a neighbour beyond each. Where the function is not
+    monotone there are several such places; this is one of them.
     """
     tried: dict[float, bool] = {}
 
@@ -87,7 +89,7 @@ def crossing(reached: Callable[[float], bool], span: Span) -> Crossing:
                 high = middle
         beyond = NEIGHBOURS * span.width
         for rate in (low * (1 - beyond), high * (1 + beyond)):
-            if rate > 0:
+            if rate > 0 and span.neighbours:
                 attempt(rate)
     return Crossing(low, high, tuple(sorted(tried.items())))
 

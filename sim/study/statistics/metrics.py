@@ -6,8 +6,9 @@ Definitions (design section 7, style section 4):
   horizon. Requests count when they arrive in it. When all requests arrive at once it ends with the
   run.
 * TTFT: arrival to first token. TPOT: (E2E - TTFT)/(output_len - 1), undefined for one token. ITL:
-  every gap between two tokens of a request. E2E: arrival to last token. All over requests that
-  finished; quantiles of ITL are order statistics, the others interpolate as `numpy.percentile`.
+  every gap between two tokens of a request. E2E: arrival to last token. TTFT and E2E are the
+  client's or the engine's (`sim.study.statistics.clock`). All over requests that finished;
+  quantiles of ITL are order statistics, the others interpolate as `numpy.percentile`.
 * SLO attainment: share of the requests of the window that finished within every bound; a request
   of one token meets any TPOT bound. NaN when no bound is set.
 * `duration completed failed rejected unfinished aborted`, token totals, `request_throughput`,
@@ -21,6 +22,10 @@ Definitions (design section 7, style section 4):
 * `classes`: counts, attainments, TTFT and TPOT by source, task, priority and prompt length
   (`sim.study.statistics.classes`).
 * Figures of the phases: `sim.study.statistics.phases`.
+* With `engine.enable_prefix_caching`, over the whole run: `prefix_cache_queries` and
+  `prefix_cache_hits` (prompt tokens looked up when a request is first admitted, and those of them
+  found, as vLLM counts), `prefix_cache_hit_rate`, and `prefix_cache_hit_rate_preempted` (of what
+  preempted requests had to cover again).
 * `mfu`: FLOPs of the tokens served (each once: no padding, no recomputation, no finished rows) over
   peak FLOPs * duration.
 """
@@ -42,6 +47,7 @@ from sim.core.records import (
 )
 from sim.study.config import SloConfig
 from sim.study.statistics.classes import Bools, ClassFigures, Outcomes, class_figures
+from sim.study.statistics.clock import BY_CLIENT, Clock
 from sim.study.statistics.downtime import downtime_figures
 from sim.study.statistics.moments import moments, run_moments
 from sim.study.statistics.phases import phase_figures
@@ -69,6 +75,7 @@ class Frame:
         peak_flops_per_s: of all GPUs in use.
         flops_per_token: outside attention.
         attention_flops_per_pair: of a query token with a key token.
+        clock: whose TTFT and E2E.
         unfloored: step times of each instance without `engine.min_step_ms`; none: there is none.
     """
 
@@ -80,6 +87,7 @@ class Frame:
     flops_per_token: float = float("nan")
     attention_flops_per_pair: float = float("nan")
     unfloored: Sequence[CostModel] = ()
+    clock: Clock = BY_CLIENT
 
 
 def summarise(record: RunRecord, frame: Frame) -> Summary:
@@ -97,6 +105,7 @@ def summarise(record: RunRecord, frame: Frame) -> Summary:
     summary |= steps.figures(duration)
     summary |= phase_figures(record, frame, start, duration, steps.duration_s)
     summary["mfu"] = requests.served_flops() / (frame.peak_flops_per_s * duration or np.nan)
+    summary |= _prefix_figures(record)
     summary["preemptions"] = int(requests.column("preemptions").sum())
     summary["oom_events"] = record.counters["oom_events"]
     summary |= downtime_figures(record, duration)
@@ -107,6 +116,22 @@ def summarise(record: RunRecord, frame: Frame) -> Summary:
         summary[f"{key}_per_gpu"] = summary[key] / frame.gpus
     summary["classes"] = requests.classes(start, end)
     return summary
+
+
+def _prefix_figures(record: RunRecord) -> Summary:
+    """Return what prefix caching did in the whole run; nothing where it is off."""
+    counters, columns = record.counters, record.requests
+    if "prefix_recomputed_tokens" not in counters:
+        return {}
+    queries = int(columns["input_len"][~np.isnan(columns["prefill_start_s"])].sum())
+    hits = int(columns["cached_tokens"].sum())
+    again, recovered = (counters[f"prefix_{key}_tokens"] for key in ("recomputed", "recovered"))
+    return {
+        "prefix_cache_queries": queries,
+        "prefix_cache_hits": hits,
+        "prefix_cache_hit_rate": hits / queries if queries else np.nan,
+        "prefix_cache_hit_rate_preempted": recovered / again if again else np.nan,
+    }
 
 
 def steady_series(record: RunRecord, frame: Frame) -> dict[str, Floats]:
@@ -135,8 +160,7 @@ class _Requests:
         self.frame = frame
         self.arrival = columns["arrival_s"]
         self.finished: Bools = columns["status"] == "finished"
-        self.ttft_ms = (columns["first_token_s"] - self.arrival) * MS_PER_S
-        self.e2e_ms = (columns["finish_s"] - self.arrival) * MS_PER_S
+        self.ttft_ms, self.e2e_ms = frame.clock.latencies_ms(columns)
         gaps = columns["emitted_tokens"] - 1
         span = self.e2e_ms - self.ttft_ms
         self.tpot_ms = np.divide(span, gaps, out=np.full(len(gaps), np.nan), where=gaps > 0)
@@ -221,14 +245,17 @@ class _Requests:
         }
 
     def served_flops(self) -> float:
-        """Return the operations of every token processed once."""
-        prompts = self.columns["input_len"][self.columns["emitted_tokens"] > 0].astype(np.float64)
-        decodes = self.columns["emitted_tokens"][self.columns["emitted_tokens"] > 0] - 1.0
+        """Return the operations of every token processed once; cached ones are not."""
+        served = self.columns["emitted_tokens"] > 0
+        prompts = self.columns["input_len"][served].astype(np.float64)
+        decodes = self.columns["emitted_tokens"][served] - 1.0
+        cached = self.columns["cached_tokens"][served].astype(np.float64)
         tokens = prompts + decodes
         # Token number j looks at j keys, itself included.
-        pairs = tokens * (tokens + 1) / 2
+        pairs = tokens * (tokens + 1) / 2 - cached * (cached + 1) / 2
         frame = self.frame
-        flops = tokens.sum() * frame.flops_per_token + pairs.sum() * frame.attention_flops_per_pair
+        flops = (tokens - cached).sum() * frame.flops_per_token
+        flops += pairs.sum() * frame.attention_flops_per_pair
         return float(flops)
 
     def _arrived(self, start: float, end: float) -> Bools:

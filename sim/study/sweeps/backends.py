@@ -82,14 +82,15 @@ def open_backend(name: str, address: str | None, jobs: int | None) -> Backend:
     if name == "local":
         if address is not None:
             raise BadInput(f"--address {address}: --backend local has none; valid: ray, dask")
-        return Local(jobs or _processors())
+        return Local(jobs or processors())
     if address is not None and jobs is not None:
         raise BadInput(f"--jobs {jobs}: the cluster at {address} says how many tasks it runs")
     kinds: dict[str, type[Ray | Dask]] = {"ray": Ray, "dask": Dask}
-    return kinds[name](address, jobs or _processors())
+    return kinds[name](address, jobs or processors())
 
 
-def _processors() -> int:
+def processors() -> int:
+    """Return the processors of this machine that may be used."""
     return len(os.sched_getaffinity(0))
 
 
