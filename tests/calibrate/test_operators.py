@@ -435,8 +435,10 @@ def test_shipped_profiles_say_that_they_meet_the_bar():
             assert found.median_abs_frac <= MEDIAN, profile.name
             assert found.p95_abs_frac <= P95, profile.name
             assert abs(found.bias_frac) <= BIAS, profile.name
-        assert len(profile.terms.dense.knots_tokens_ms) <= 10  # coefficients, no tables
-        assert (PROFILE_DIR / f"{profile.name}.yaml").stat().st_size < 4000
+        # Ten knots; where whole layers were measured, their composed times at each token count.
+        table = "dense layers: the table itself" in profile.derivation
+        assert len(profile.terms.dense.knots_tokens_ms) <= (200 if table else 10)
+        assert (PROFILE_DIR / f"{profile.name}.yaml").stat().st_size < (8000 if table else 4000)
 
 
 @needs_data

@@ -139,7 +139,7 @@ def test_kv_capacity(model, gpu, tp, tokens):
 
 def test_shipped_profiles_are_consistent():
     profiles = list_profiles()
-    assert sum(p.engine != "vllm-operators" for p in profiles) == 18
+    assert sum(p.engine != "vllm-operators" for p in profiles) == 19
     layouts = {(p.model, p.gpu, p.tp, p.pp) for p in profiles}
     for profile in profiles:
         assert profile.model in models()

@@ -101,6 +101,7 @@ def test_classes_add_up_to_the_totals(seed, warmup_s):
         priority=rng.integers(0, 4, n),
         status=np.array(["finished", "rejected", "aborted"])[rng.integers(0, 3, n)],
         preemptions=np.zeros(n, int),
+        cached_tokens=np.zeros(n, int),
         prefill_start_s=arrival,
         prefill_end_s=first,
     )
