@@ -278,7 +278,7 @@ class Instance(Seats):
     # -- deciding ---------------------------------------------------------------------------
 
     def decide(self, now: int, ahead: bool = False) -> bool:
-        """Ask the policy for what takes time (True); with `ahead`, a plan emptied by eviction waits."""
+        """Ask for a plan that takes time (True); `ahead`: one that eviction has emptied waits."""
         empty = 0
         while self.running or self.num_waiting or self.swapped or self.ready:
             self.plans += 1
