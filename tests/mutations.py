@@ -638,6 +638,13 @@ MUTATIONS = (
         "max_new_tokens=None",
         (UELLM,),
     ),
+    Mutation(
+        "a step ahead that eviction has emptied is formed again at once",
+        "sim/core/instance.py",
+        "if ahead and self.preempting:",
+        "if ahead and self.up < 0:",
+        ("tests/agreement/test_naive.py",),
+    ),
     # Prefix reuse.
     Mutation(
         "a prompt may be found whole",

@@ -89,7 +89,7 @@ class Inbox:
         if idle and len(instance.running) == len(leaving):
             running = False
         else:
-            running = instance.decide(now) and instance.busy()
+            running = instance.decide(now, ahead=True) and instance.busy()
         for request in leaving:
             instance.release(request)
         leaving.clear()

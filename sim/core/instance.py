@@ -278,8 +278,8 @@ class Instance(Seats):
 
     # -- deciding ---------------------------------------------------------------------------
 
-    def decide(self, now: int) -> bool:
-        """Ask the policy until it names something that takes time (True), or nothing at all."""
+    def decide(self, now: int, ahead: bool = False) -> bool:
+        """Ask for a plan that takes time (True); `ahead`: one that eviction has emptied waits."""
         empty = 0
         while self.running or self.num_waiting or self.swapped or self.ready:
             self.plans += 1
@@ -309,8 +309,8 @@ class Instance(Seats):
                 self.preempted_last_step = self.preempting
                 self.preempting = False
                 return True
-            if self.lag and self.preempting:
-                return False  # nothing is left of the step: wait for the outputs under way
+            if ahead and self.preempting:
+                return False
             empty += 1
             if empty == MAX_EMPTY_PLANS:
                 raise self.broken(f"{empty} plans in a row ran nothing")
