@@ -1,4 +1,4 @@
-"""Measure all forms of the core; write the table and the picture of performance.md.
+"""Measure all forms of the core: the table of performance.md, and a picture in results/out.
 
 `make performance`, or `python docs/performance.py --rounds 3`.
 """
@@ -23,11 +23,12 @@ from sim.core.simulation import simulate
 from sim.study import forms
 from sim.study.bench import experiment
 from sim.study.build import build, settings
+from sim.study.files import output_folder
 from sim.study.provenance import git_revision
 from sim.study.run import requests_of, saturation_rate
 
 PAGE = Path(__file__).parent / "performance.md"
-PICTURE = Path(__file__).parent / "img" / "performance.png"
+PICTURE = Path("results/out/performance.png")
 BEGIN, END = "<!-- table: make performance -->", "<!-- end of table -->"
 PROFILED = ("continuous v1", "distserve")
 REQUESTS = 5_000
@@ -118,6 +119,7 @@ def draw(rows: list[forms.Found], profiles: dict[str, Counter[str]]) -> None:
     right.legend(frameon=False)
     for axes in (left, right):
         axes.spines[["top", "right"]].set_visible(False)
+    output_folder(PICTURE.parent)
     figure.savefig(PICTURE, dpi=110)
 
 
