@@ -37,6 +37,8 @@ INCHES_OF_LINE = 0.15
 CHARS_OF_INCH = 19.5
 HEAD_INCHES = 0.30
 """Of the title; each row of the legend needs `LEGEND_INCHES`."""
+TITLE_POINTS, TITLE_INCHES_OF_CHAR = 10.5, 0.092
+"""Of a title; one that would be too wide is written smaller."""
 LEGEND_INCHES = 0.22
 LEGEND_INCHES_OF_CHAR = 0.072
 HANDLE_INCHES = 0.65
@@ -104,7 +106,14 @@ def framed(
     canvas.set_size_inches(width, height)
     engine: Any = canvas.get_layout_engine()
     engine.set(rect=(0.005, foot / height, 0.985, panels / height), w_pad=0.06)
-    canvas.text(0.012, 1 - 0.07 / height, title, va="top", fontsize=10.5, fontweight="bold")
+    canvas.text(
+        0.012,
+        1 - 0.07 / height,
+        title,
+        va="top",
+        fontsize=min(TITLE_POINTS, TITLE_POINTS * width / (len(title) * TITLE_INCHES_OF_CHAR)),
+        fontweight="bold",
+    )
     canvas.text(
         0.012,
         (foot - 0.06) / height,

@@ -72,13 +72,16 @@ class Parts:
 
 def write_page(parts: Parts, page: Path = PAGE, pictures: Path = PICTURES) -> list[str]:
     """Write the page and the small pictures; return the names of missing parts."""
-    shown = small_pictures(parts.figures, pictures)
+    found = sorted(parts.figures.glob("*.png"), key=lambda p: (p.stem.endswith("-twin"), p.stem))
+    shown = small_pictures(found, pictures)
+    of_pages = [path.with_suffix(".png") for _, _, path in parts.pages]
+    small_pictures([path for path in of_pages if path.exists()], pictures)
     missing = [title for title, _, path in parts.pages if not path.exists()]
-    write_text(page, "\n".join(_lines(parts, shown, page.parent)) + "\n")
+    write_text(page, "\n".join(_lines(parts, shown, page.parent, pictures)) + "\n")
     return missing
 
 
-def _lines(parts: Parts, shown: Sequence[Path], beside: Path) -> Iterator[str]:
+def _lines(parts: Parts, shown: Sequence[Path], beside: Path, pictures: Path) -> Iterator[str]:
     result = parts.result
     yield f"# {result.study.paper.title}: what of it we could reproduce"
     yield ""
@@ -97,6 +100,9 @@ def _lines(parts: Parts, shown: Sequence[Path], beside: Path) -> Iterator[str]:
     for title, command, path in parts.pages:
         if title != "Claims":
             yield from ["", f"## {title} (`{command}`)", ""]
+        picture = pictures / f"{path.stem}.png"
+        if path.with_suffix(".png").exists():
+            yield from [f"![{title}]({picture.relative_to(beside).as_posix()})", ""]
         yield from _included(path, command)
     yield from ["", "## Figures (`make figures`)", "", *_figures(result, shown, beside)]
     yield from ["", "## What would settle it", "", *_settle(result)]
@@ -231,13 +237,12 @@ def short_table(result: Result) -> list[str]:
     return rows_as_markdown(rows)
 
 
-def small_pictures(figures: Path, into: Path) -> list[Path]:
-    """Write a small copy of every figure; return the copies, figures before their twins."""
+def small_pictures(paths: Sequence[Path], into: Path) -> list[Path]:
+    """Write a small copy of every picture; return the copies."""
     from PIL import Image
 
-    found = sorted(figures.glob("*.png"), key=lambda p: (p.stem.endswith("-twin"), p.stem))
     made = []
-    for path in found:
+    for path in paths:
         into.mkdir(parents=True, exist_ok=True)
         small = into / path.name
         with Image.open(path) as picture:
