@@ -169,6 +169,8 @@ def build_wheel(
             if (config_settings or {}).get("form") == "compiled":
                 raise
             print(f"bucketsim: the core is not compiled: {error}", file=sys.stderr)
+    elif (config_settings or {}).get("form", "auto") == "auto":
+        print(f"bucketsim: the core is not compiled: {why_not()}", file=sys.stderr)
     return build_meta.build_wheel(wheel_directory, rest, metadata_directory)
 
 

@@ -28,6 +28,16 @@ def test_no_compiler_means_a_pure_wheel_unless_asked(backend, monkeypatch):
         backend._form({"form": "compiled"})
 
 
+def test_a_pure_wheel_for_want_of_a_compiler_is_told(backend, monkeypatch, capsys):
+    monkeypatch.setenv("CC", "/no/such/compiler")
+    monkeypatch.setattr(backend.build_meta, "build_wheel", lambda *_: "pure.whl")
+    assert backend.build_wheel("here") == "pure.whl"
+    line = "bucketsim: the core is not compiled: no C compiler: '/no/such/compiler' is not on the PATH"
+    assert capsys.readouterr().err == f"{line}\n"
+    assert backend.build_wheel("here", {"form": "pure"}) == "pure.whl"
+    assert capsys.readouterr().err == ""
+
+
 def test_a_compiler_means_a_compiled_wheel_unless_asked(backend, monkeypatch):
     monkeypatch.setattr(backend, "why_not", lambda: None)
     assert backend._form(None) == "compiled"
