@@ -32,8 +32,10 @@ def test_a_pure_wheel_for_want_of_a_compiler_is_told(backend, monkeypatch, capsy
     monkeypatch.setenv("CC", "/no/such/compiler")
     monkeypatch.setattr(backend.build_meta, "build_wheel", lambda *_: "pure.whl")
     assert backend.build_wheel("here") == "pure.whl"
-    line = "bucketsim: the core is not compiled: no C compiler: '/no/such/compiler' is not on the PATH"
-    assert capsys.readouterr().err == f"{line}\n"
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(
+        "bucketsim: the core is not compiled: no C compiler: '/no/such/compiler'"
+    )
     assert backend.build_wheel("here", {"form": "pure"}) == "pure.whl"
     assert capsys.readouterr().err == ""
 
