@@ -40,7 +40,7 @@ bench: setup ## requests per second and SimPy timeouts per request, 10k to 1M re
 
 SITE := build/compiled/site
 COMPILED := $(SITE)/sim/.built
-compiled: $(COMPILED) ## compile the core and the policies into build/compiled (about 1 min, wants a C compiler)
+compiled: $(COMPILED) ## compile the core and the policies into build/compiled (1-2 min of processor time, wants a C compiler)
 
 $(COMPILED): .venv/.ready $(wildcard build_backend/*.py sim/types/*.py sim/core/*.py sim/costs/*.py policies/*.py policies/parts/*.py)
 	rm -rf $(SITE) build/compiled/wheel
