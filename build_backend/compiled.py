@@ -23,7 +23,6 @@ from typing import Any
 
 from setuptools import build_meta
 from setuptools.build_meta import (
-    build_editable,
     build_sdist,
     get_requires_for_build_editable,
     get_requires_for_build_sdist,
@@ -67,8 +66,23 @@ FUTURE = "from __future__ import annotations"
 OPT_LEVEL = "1"
 """Of the C compiler; 2 takes twice as long and gains little: most of the time goes to CPython."""
 
+EDITABLE = {"editable_mode": "compat"}
+"""A line in a .pth file; setuptools' own finder comes after folders that are no packages, and a
+script beside `docs/policies` would import that."""
+
 compiling = False
 """Whether a compiled wheel is being built; read by `extensions`."""
+
+
+def build_editable(
+    wheel_directory: str,
+    config_settings: Mapping[str, Any] | None = None,
+    metadata_directory: str | None = None,
+) -> str:
+    """Build what `pip install -e` installs: a path to this tree; return the file's name."""
+    settings = EDITABLE | dict(config_settings or {})
+    name: str = build_meta.build_editable(wheel_directory, settings, metadata_directory)
+    return name
 
 
 def sources(root: Path) -> list[str]:

@@ -1,6 +1,7 @@
 """Which wheel is built, and what is changed in the copy of the tree it is built from."""
 
 import importlib.util
+import subprocess
 import sys
 
 import pytest
@@ -71,3 +72,12 @@ def test_config_models_stay_interpreted_and_marks_become_names(backend, tmp_path
     assert "@policy(" not in text
     assert "    name = 'static'" in text
     assert (models / "static.py").read_text() == (ROOT / name).read_text()
+
+
+def test_a_script_beside_a_folder_of_the_same_name_finds_the_package():
+    """`docs/policies` holds pages; a script in `docs` still imports the package `policies`."""
+    code = "import policies; print(policies.load.__module__)"
+    ran = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT / "docs", capture_output=True, text=True, check=False
+    )
+    assert ran.stdout.strip() == "policies", ran.stderr
