@@ -286,7 +286,7 @@ MUTATIONS = (
     Mutation(
         "v1 admits what does not fit whole",
         "policies/continuous.py",
-        "if whole and -(-request.target_tokens // size) > room:",
+        "if whole and tokens < left:",
         "if False:",
         (ASYNC,),
     ),
