@@ -18,7 +18,7 @@ setup: .venv/.ready ## create .venv and install bucketsim with its development t
 run: setup ## compare static with continuous batching on 4 GPUs: a table and a picture (< 1 min)
 	$(BIN)/bucketsim compare examples/sharegpt.yaml --policies static,continuous --out $(OUT)/run
 
-test: setup ## the fast tests: what CI runs (< 2 min after the installs)
+test: setup ## the fast tests: what CI runs (3 min after the installs)
 	$(BIN)/python -m pytest -n auto --dist worksteal
 
 check: setup ## lint, format, types and the import contracts
