@@ -26,7 +26,7 @@ from pathlib import Path
 from mutations import MUTATIONS, Mutation
 
 ROOT = Path(__file__).resolve().parent.parent
-COPIED = ("sim", "policies", "workloads", "tests", "pyproject.toml")
+COPIED = ("sim", "policies", "workloads", "tests", "docs", "pyproject.toml")
 AT_A_TIME = 2
 TIMEOUT_S = 120
 
