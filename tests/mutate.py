@@ -23,11 +23,13 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
-from mutations import MUTATIONS, Mutation
+from mutations import ENGINE, Mutation
+from policy_mutations import POLICIES
 
 ROOT = Path(__file__).resolve().parent.parent
 COPIED = ("sim", "policies", "workloads", "tests", "docs", "pyproject.toml")
 AT_A_TIME = 2
+MUTATIONS = (*ENGINE, *POLICIES)
 TIMEOUT_S = 120
 
 

@@ -372,8 +372,8 @@ class Instance(Seats):
             )
         return True
 
-    def _launch_decode(self, now: int, limit: N) -> None:
-        """Start up to `limit` steps of the present batch."""
+    def _launch_decode(self, now: int, limit: N) -> bool:
+        """Start up to `limit` steps of the present batch; True: that takes time."""
         batch = self.num_decoding
         kv = self.kv_tokens
         piece = self.cost.decode(batch)
@@ -394,6 +394,7 @@ class Instance(Seats):
         self.extrapolated = piece.extrapolated
         self.prefill_requests = self.prefill_tokens = self.padded_tokens = 0
         self._launch(now, limit, first, piece.slope_fs * batch, batch)
+        return True
 
     def _launch(self, now: int, steps: N, first: int, increment: int, batch: N) -> None:
         """Start `steps` steps; `batch` is the number of requests that decode in them."""
@@ -464,10 +465,7 @@ class Instance(Seats):
             self.make_room(chunks, decode, now)
             growth = self.phases[-self.steps % self.block_size] if decode else 0
         if not chunks:
-            if not decode or not self.num_decoding:
-                return False
-            self._launch_decode(now, 1)
-            return True
+            return decode and self.num_decoding > 0 and self._launch_decode(now, 1)
         if self.pool is not None and not padded:
             chunks = self.pool.start(chunks, growth)
         new = context = quad = longest = 0
@@ -496,9 +494,9 @@ class Instance(Seats):
             quad += tokens * (tokens + 2 * cached)
             if total > longest:
                 longest = total
-        batch = self.num_decoding if decode else 0
         if room < growth:
             raise self.broken(f"the step needs {growth - room} KV blocks more than are free")
+        batch, kv = (self.num_decoding, self.kv_tokens) if decode else (0, 0)
         self.free_blocks = room
         self.chunks = chunks
         self.kind = MIXED if batch else PREFILL
@@ -509,13 +507,11 @@ class Instance(Seats):
             quad = count * longest * longest
         self.padded_tokens = charged
         self.extrapolated = self.cost.extrapolates(charged, batch)
-        kv = self.kv_tokens if batch else 0
         first = self.cost.step(count, charged, context, quad, batch, kv)
         if self.executor is not None:
             first = self.executor.step(chunks, self.decoding() if batch else (), padded)
-        first += self.delay_fs
+        self._launch(now, 1, first + self.delay_fs, 0, batch)
         self.delay_fs = 0
-        self._launch(now, 1, first, 0, batch)
         return True
 
     def _bad_chunk(self, request: Request, tokens: N) -> PlanError:

@@ -133,14 +133,7 @@ class Settings:
         outages: Outages | None = None,
         loop: str = "fast",
     ) -> None:
-        if executor is not None and fuse_steps:
-            raise ValueError("an executor runs step by step: fuse_steps must be False")
-        if executor is not None and async_scheduling:
-            raise ValueError("an executor's steps are formed when the last has ended: not ahead")
-        if executor is not None and outages is not None:
-            raise ValueError("an executor's device does not fail on demand: no outages")
-        if executor is not None and enable_prefix_caching:
-            raise ValueError("an executor computes every prompt: no prefix caching")
+        _check(executor, fuse_steps, async_scheduling, enable_prefix_caching, outages)
         self.fuse_steps = fuse_steps
         self.padding = padding
         self.router = router
@@ -173,3 +166,23 @@ class Settings:
     def padded(self, wanted: bool) -> bool:
         """Whether a prompt batch is padded on this engine."""
         return wanted if self.padding == "policy" else self.padding == "batch"
+
+
+def _check(
+    executor: Executor | None,
+    fuse_steps: bool,
+    async_scheduling: bool,
+    enable_prefix_caching: bool,
+    outages: Outages | None,
+) -> None:
+    """Refuse what a real device does not do."""
+    if executor is None:
+        return
+    if fuse_steps:
+        raise ValueError("an executor runs step by step: fuse_steps must be False")
+    if async_scheduling:
+        raise ValueError("an executor's steps are formed when the last has ended: not ahead")
+    if outages is not None:
+        raise ValueError("an executor's device does not fail on demand: no outages")
+    if enable_prefix_caching:
+        raise ValueError("an executor computes every prompt: no prefix caching")
