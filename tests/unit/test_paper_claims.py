@@ -149,10 +149,11 @@ def test_settings_are_the_paper_set_singles_and_a_hypercube(folder):
 
 def test_a_setting_lies_below_the_recipe_and_above_the_paper_set(folder):
     study = study_in(folder)
+    write(folder / "recipes", **{"1": SERVER | {"set": {"slo.tpot_ms": 55}}})
     recipes = {"1": read_recipe("1", folder / "recipes")}
     change = {
-        "set": {"slo.scale": 3, "workload.arrivals.rate": 99},
-        "figures": {"1": {"workload.num_requests": 7}},
+        "set": {"slo.scale": 3, "slo.tpot_ms": 99},
+        "figures": {"1": {"workload.num_requests": 7, "workload.arrivals.rate": 11}},
         "padding_free": True,
     }
     given = ASSUMPTIONS["assumptions"]["engine"] | {"values": {"a": {}, "b": change}}
@@ -162,7 +163,8 @@ def test_a_setting_lies_below_the_recipe_and_above_the_paper_set(folder):
     data = bench.config("1", "bucketserve", bench.values("1", -1))
     assert data["slo"]["scale"] == 3
     assert data["slo"]["ttft_ms"] == 500
-    assert data["workload"]["arrivals"]["rate"] == 40, "what the figure varies stays"
+    assert data["slo"]["tpot_ms"] == 55, "what the recipe sets stays"
+    assert data["workload"]["arrivals"]["rate"] == 11, "over what the figure varies, if it says so"
     assert data["workload"]["num_requests"] == 7, "over the recipe where it says so"
     assert data["engine"]["padding"] == "none"
     assert data["policy"]["padded"] is False
@@ -231,6 +233,19 @@ def test_probes_run_once_and_damaged_files_again(folder):
     file.write_bytes(bytes_then[:50])
     assert probe_all([probe], out, 1) == first
     assert file.read_bytes() == bytes_then
+
+
+def test_a_search_of_a_setting_has_fewer_requests(folder):
+    study = study_in(folder)
+    setting = next(settings(study.assumptions))
+    counts = []
+    for effort in (None, study.assumptions.effort):
+        bench = Bench(study.base, study.recipes, setting, effort)
+        bench.crossing_per_s("2", "distserve")
+        counts.append(bench.requests)
+    assert counts[0] % 30 == 0
+    assert counts[1] % 20 == 0
+    assert counts[1] < counts[0]
 
 
 def test_what_is_only_drawn_does_not_run_a_probe_again(folder):
