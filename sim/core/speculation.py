@@ -21,10 +21,11 @@ import numpy as np
 import simpy
 from numpy.typing import NDArray
 
+from sim.core.acceptance import Counts
 from sim.core.instance import Instance
 from sim.core.loop import heappop, heappush
 from sim.core.records import DECODE, PACK_STEP
-from sim.core.drafting import Controller
+from sim.core.spec import Speculation
 from sim.types import FOREVER, FS_PER_S, BadInput, CostModel, DecodePiece, N, Plan, Policy, Request
 from sim.types.request import DECODING
 
@@ -43,32 +44,28 @@ class DraftedCost(CostModel):
 
     Args:
         cost: prices steps of any number of drafted tokens.
-        controller: decides on that number.
+        speculation: how many, by batch.
         step_tokens: tokens of a step, at most: drafted ones that do not fit are dropped, from every
             request alike; 0: no limit.
     """
 
-    def __init__(self, cost: CostModel, controller: Controller, step_tokens: N) -> None:
+    def __init__(self, cost: CostModel, speculation: Speculation, step_tokens: N) -> None:
         self.cost = cost
-        self.controller = controller
+        self.speculation = speculation
         self.step_tokens = step_tokens
-        self._mean_kv: N = 0
+        self.chosen: N = speculation.k_max
+        """Drafted tokens a request, at most, as a controller has chosen."""
         self._drafts: dict[N, N] = {}
-
-    def ask_again(self, mean_kv: N) -> None:
-        """Let the controller decide anew, for requests that cache `mean_kv` tokens each."""
-        self._mean_kv = mean_kv
-        self._drafts.clear()
 
     def drafts(self, batch: N) -> N:
         """Return how many tokens a step of `batch` requests drafts for each."""
         k = self._drafts.get(batch)
         if k is None:
-            k = self.controller.k_for(batch, batch * self._mean_kv)
+            k = self.speculation.k_by_batch(batch)
             if self.step_tokens:
                 k = max(0, min(k, self.step_tokens // batch - 1))
             self._drafts[batch] = k
-        return k
+        return k if k < self.chosen else self.chosen
 
     def decode(self, batch: N) -> DecodePiece:
         """Return the first piece for a batch of `batch` decoding requests."""
@@ -95,12 +92,12 @@ class Rounds:
         emitted: tokens it had emitted then since it joined the batch.
         cached: tokens it cached then.
         held: blocks it held then.
-        tokens: tokens it will have emitted after each round, counted from `since`.
-        blocks: blocks it holds in each.
-        rejected: whether the target rejects a drafted token in it.
+        tokens: tokens it emits in each round.
+        total: those and the ones of all rounds before.
+        growth: the rounds that take another block, in order.
     """
 
-    __slots__ = ("blocks", "cached", "done", "emitted", "held", "rejected", "since", "tokens")
+    __slots__ = ("cached", "done", "emitted", "growth", "held", "since", "tokens", "total")
 
     def __init__(
         self,
@@ -109,9 +106,9 @@ class Rounds:
         emitted: N,
         cached: N,
         held: N,
-        tokens: NDArray[np.int64],
-        blocks: NDArray[np.int64],
-        rejected: NDArray[np.bool_],
+        tokens: Counts,
+        total: NDArray[np.int64],
+        growth: list[N],
     ) -> None:
         self.since = since
         self.done = done
@@ -119,18 +116,17 @@ class Rounds:
         self.cached = cached
         self.held = held
         self.tokens = tokens
-        self.blocks = blocks
-        self.rejected = rejected
+        self.total = total
+        self.growth = growth
 
-    def tokens_at(self, steps: N) -> N:
+    def tokens_by(self, steps: N) -> N:
         """Tokens emitted from `since` until the step counter was `steps`."""
         elapsed = steps - self.since
-        return int(self.tokens[elapsed - 1]) if elapsed else 0
+        return int(self.total[elapsed - 1]) if elapsed else 0
 
-    def blocks_at(self, steps: N) -> N:
+    def blocks_by(self, steps: N) -> N:
         """Blocks held when the step counter is `steps`."""
-        elapsed = steps - self.since
-        return int(self.blocks[elapsed - 1]) if elapsed else self.held
+        return self.held + bisect_left(self.growth, steps - self.since)
 
 
 class SpeculativeInstance(Instance):
@@ -138,17 +134,13 @@ class SpeculativeInstance(Instance):
 
     __slots__ = (
         "accepted",
-        "accepted_before",
         "ahead",
-        "ask_at",
-        "asked_at",
-        "controller",
+        "choose_at",
+        "control",
         "draft_tokens",
         "drafted",
         "drafts",
         "ends",
-        "losses",
-        "rejected",
         "rounds",
         "spec_rounds",
         "speculation",
@@ -166,22 +158,19 @@ class SpeculativeInstance(Instance):
                 "its end, so no step is formed ahead; valid: false"
             )
         self.speculation = speculation
-        self.controller = speculation.controller(spec.cost)
-        self.drafted = DraftedCost(spec.cost, self.controller, sim.step_tokens)
+        self.control = speculation.new_control(spec.cost)
+        self.drafted = DraftedCost(spec.cost, speculation, sim.step_tokens)
         self.cost = self.drafted
         self.lookahead = speculation.k_max
         self.max_tokens = min(self.max_tokens, self.total_blocks * self.block_size + 1 - self.lookahead)
-        self.ask_at: N = 0
-        """The step counter at which a controller that learns is asked again."""
-        self.asked_at: N = 0
+        self.choose_at: N = 0
+        """The step counter at which a controller chooses K again."""
         self.drafts: N = 0
         """K of the rings."""
         self.period = FIRST_PERIOD
         self.phases = [0] * self.period
         self.ahead: NDArray[np.int64] = np.zeros(self.period, np.int64)
         """Tokens that the batch emits in the step that finds the counter at s, at s modulo period."""
-        self.losses: NDArray[np.int64] = np.zeros(self.period, np.int64)
-        """Requests whose round ends in a rejection, likewise."""
         self.rounds: dict[N, Rounds] = {}
         """Of every decoding request."""
         self.ends: list[int] = []
@@ -189,10 +178,6 @@ class SpeculativeInstance(Instance):
         self.spec_rounds: N = 0
         self.draft_tokens: N = 0
         self.accepted: N = 0
-        self.accepted_before: N = 0
-        """Of them, known to the controller."""
-        self.rejected: N = 0
-        """Rounds that ended in a rejection since the controller was told."""
 
     # -- what a policy sees -----------------------------------------------------------------
 
@@ -205,7 +190,7 @@ class SpeculativeInstance(Instance):
     def blocks_of(self, request: Request) -> N:
         """Blocks a request of this instance holds now."""
         if request.state == DECODING:
-            return self.rounds[request.id].blocks_at(self.steps)
+            return self.rounds[request.id].blocks_by(self.steps)
         return request.held_blocks
 
     def generated(self, request: Request) -> N:
@@ -213,7 +198,7 @@ class SpeculativeInstance(Instance):
         if request.state != DECODING:
             return request.emitted
         rounds = self.rounds[request.id]
-        return request.emitted + rounds.emitted + rounds.tokens_at(self.steps)
+        return request.emitted + rounds.emitted + rounds.tokens_by(self.steps)
 
     def growth_over(self, steps: N) -> N:
         """Blocks the decoding batch takes over its next `steps` steps."""
@@ -249,7 +234,7 @@ class SpeculativeInstance(Instance):
 
     def quit(self, request: Request) -> N:
         """Take a request out of the decoding batch; return the tokens it caches."""
-        cached = self.rounds[request.id].cached + self.rounds[request.id].tokens_at(self.steps)
+        cached = self.rounds[request.id].cached + self.rounds[request.id].tokens_by(self.steps)
         request.held_blocks = self.blocks_of(request)
         if self.steps == request.steps_at_join:
             self.joiners.remove(request)
@@ -277,7 +262,6 @@ class SpeculativeInstance(Instance):
         super().wipe()
         self.rounds.clear()
         self.ahead[:] = 0
-        self.losses[:] = 0
 
     def _lay(self, request: Request, done: N, emitted: N, cached: N, held: N) -> N:
         """Lay a request's rounds into the rings; return the step counter at its last token.
@@ -290,25 +274,52 @@ class SpeculativeInstance(Instance):
             held: blocks it holds.
         """
         left = self.output_len[request.id] - request.emitted - emitted
-        drawn = self.speculation.acceptance.accepted(request.id, done + left)[done:]
-        tokens = np.minimum(drawn, self.drafts).astype(np.int64) + 1
-        if not request.emitted + emitted:
-            tokens[0] = 1  # nothing can be drafted before the first token
-        total = np.cumsum(tokens)
+        tokens, total = self._draw(request.id, done, left, not request.emitted + emitted)
+        size = self.block_size
+        beyond = cached + 1 + self.lookahead  # slots that the next round needs
+        last = beyond + left - int(tokens[-1])
+        # The block after b is taken by the first round before which more than this was emitted.
+        limits = range(held * size - beyond, last - beyond, size)
+        growth: list[N] = []
+        if limits:
+            growth = (np.searchsorted(total, limits, side="right") + 1).tolist()
+            for at, limit in enumerate(limits):
+                if limit >= 0:
+                    break
+                growth[at] = 0
+        laid = Rounds(self.steps, done, emitted, cached, held, tokens, total, growth)
+        self.rounds[request.id] = laid
+        if len(tokens) >= self.period:
+            self._widen(len(tokens))
+        self._turn(laid, 0, 1)
+        return self.steps + len(tokens)
+
+    def _draw(
+        self, id: N, done: N, left: N, first: bool
+    ) -> tuple[Counts, NDArray[np.int64]]:
+        """Return what a request emits in each of its next rounds, until nothing is left; and sums.
+
+        Args:
+            id: of the request.
+            done: its rounds before.
+            left: tokens to emit.
+            first: whether its first token is among them, before which nothing can be drafted.
+        """
+        acceptance = self.speculation.acceptance
+        asked = left // 2 + 1  # mostly enough
+        while True:
+            tokens = np.minimum(acceptance.accepted(id, done + asked)[done:], self.drafts) + 1
+            if first:
+                tokens[0] = 1
+            total = np.cumsum(tokens, dtype=np.int64)
+            if total[-1] >= left:
+                break
+            asked = left
         rounds = int(np.searchsorted(total, left)) + 1
-        total, tokens = total[:rounds], tokens[:rounds]
+        tokens, total = tokens[:rounds], total[:rounds]
         tokens[-1] -= total[-1] - left
         total[-1] = left
-        blocks = -(-(total - tokens + (cached + 1 + self.lookahead)) // self.block_size)
-        blocks = np.maximum(blocks, held)
-        laid = Rounds(
-            self.steps, done, emitted, cached, held, total, blocks, drawn[:rounds] < self.drafts
-        )
-        self.rounds[request.id] = laid
-        if rounds >= self.period:
-            self._widen(rounds)
-        self._turn(laid, 0, 1)
-        return self.steps + rounds
+        return tokens, total
 
     def _lift(self, request: Request) -> None:
         """Take the rounds that a request has not had out of the rings."""
@@ -319,33 +330,27 @@ class SpeculativeInstance(Instance):
 
     def _turn(self, rounds: Rounds, elapsed: N, sign: N) -> None:
         """Add what a request's rounds after the first `elapsed` bring to the rings (or take out)."""
-        self._add(self.ahead, sign * np.diff(rounds.tokens, prepend=0)[elapsed:])
-        if self.controller.window:
-            self._add(self.losses, sign * rounds.rejected[elapsed:].astype(np.int64))
-        growth = np.diff(rounds.blocks, prepend=rounds.held)[elapsed:]
-        for later in np.flatnonzero(growth).tolist():
-            self.phases[-(self.steps + later) % self.period] += sign * int(growth[later])
-
-    def _add(self, ring: NDArray[np.int64], counts: NDArray[np.int64]) -> None:
-        """Add to a ring from the present step on."""
-        at = self.steps % self.period
-        fits = self.period - at
-        ring[at : at + len(counts)] += counts[:fits]
-        if len(counts) > fits:
-            ring[: len(counts) - fits] += counts[fits:]
+        ring, steps, period = self.ahead, self.steps, self.period
+        tokens = rounds.tokens[elapsed:] if sign > 0 else -rounds.tokens[elapsed:].astype(np.int64)
+        at = steps % period
+        fits = period - at
+        ring[at : at + len(tokens)] += tokens[:fits]
+        if len(tokens) > fits:
+            ring[: len(tokens) - fits] += tokens[fits:]
+        for later in rounds.growth[bisect_left(rounds.growth, elapsed) :]:
+            self.phases[-(rounds.since + later) % period] += sign
 
     def _widen(self, rounds: N) -> None:
         """Make the rings longer than `rounds`."""
         old, steps = self.period, self.steps
-        phases, ahead, losses = self.phases, self.ahead, self.losses
+        phases, ahead = self.phases, self.ahead
         while self.period <= rounds:
             self.period *= 2
         self.phases = [0] * self.period
-        self.ahead, self.losses = np.zeros((2, self.period), np.int64)
+        self.ahead = np.zeros(self.period, np.int64)
         for step in range(steps, steps + old):
             self.phases[-step % self.period] = phases[-step % old]
             self.ahead[step % self.period] = ahead[step % old]
-            self.losses[step % self.period] = losses[step % old]
 
     def _redraft(self) -> None:
         """Lay the rings again if the batch has now another K."""
@@ -356,8 +361,8 @@ class SpeculativeInstance(Instance):
         self.finishing = []
         for request in self.decoding():
             rounds = self.rounds[request.id]
-            had = rounds.tokens_at(self.steps)
-            held = rounds.blocks_at(self.steps)
+            had = rounds.tokens_by(self.steps)
+            held = rounds.blocks_by(self.steps)
             done = rounds.done + self.steps - rounds.since
             self._lift(request)
             ends = self._lay(request, done, rounds.emitted + had, rounds.cached + had, held)
@@ -374,21 +379,11 @@ class SpeculativeInstance(Instance):
     # -- steps ------------------------------------------------------------------------------
 
     def decide(self, now: int, ahead: bool = False) -> bool:
-        """Let a controller that learns choose where it is due, then plan."""
-        if self.controller.window and self.num_decoding and self.steps >= self.ask_at:
-            self._ask()
+        """Let a controller choose K where it is due, then plan."""
+        if self.control is not None and self.num_decoding and self.steps >= self.choose_at:
+            self.drafted.chosen = self.control.choose(self.num_decoding, self.kv_tokens)
+            self.choose_at = self.steps + self.control.window
         return super().decide(now, ahead)
-
-    def _ask(self) -> None:
-        """Tell the controller what came of its choices; the next are made with that."""
-        if self.steps > self.asked_at:
-            accepted = self.accepted - self.accepted_before
-            self.controller.observe(self.steps - self.asked_at, accepted, self.rejected)
-        self.accepted_before = self.accepted
-        self.rejected = 0
-        self.asked_at = self.steps
-        self.ask_at = self.steps + self.controller.window
-        self.drafted.ask_again(self.kv_tokens // self.num_decoding)
 
     def bridged(self, now: int) -> None:
         """A prefilled request has joined the bridge: pull when the step under way ends."""
@@ -414,8 +409,8 @@ class SpeculativeInstance(Instance):
         self._redraft()
         if limit > 1:
             limit = min(limit, SPAN, self._steps_to_finish())
-            if self.controller.window:
-                limit = min(limit, max(self.ask_at - self.steps, 1))
+            if self.control is not None:
+                limit = min(limit, max(self.choose_at - self.steps, 1))
         batch = self.num_decoding
         piece = self.cost.decode(batch)
         while self.kv_tokens >= piece.kv_end and piece.next is not None:
@@ -502,10 +497,8 @@ class SpeculativeInstance(Instance):
             self.spec_rounds += self.batch
             self.draft_tokens += self.batch * self.drafts
             self.accepted += tokens - self.batch
-        if self.controller.window:
-            at = (self.steps - 1) % self.period
-            self.rejected += int(self.losses[at])
-            self.losses[at] = 0
+        if self.control is not None:
+            self.control.note(self.batch, self.drafts, tokens - self.batch)
 
 
 def speculation_counts(instances: Sequence[Instance]) -> dict[str, N]:

@@ -335,7 +335,7 @@ def _check_price_after_changes(done: Run, entry: dict[str, Any], since_s: float)
     """
     instance = done.sim.instances[entry["instance"]]
     cost, batch = instance.cost, entry["decode_requests"]
-    if isinstance(instance, SpeculativeInstance) and instance.controller.window:
+    if isinstance(instance, SpeculativeInstance) and instance.control is not None:
         return  # its K has changed since; step by step each of these steps has its own plan
     copied_s = 0.0
     for outage in done.record.outages:

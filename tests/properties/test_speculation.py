@@ -17,9 +17,9 @@ from scenarios import Scenario, policy_names, scenario
 from policies import load
 from sim.core.acceptance import Acceptance, Counts, geometric
 from sim.core.simulation import simulate
-from sim.core.drafting import Controller, Speculation
+from sim.core.drafting import ByGoodput, Controller
 from sim.core.records import RunRecord
-from sim.core.spec import InstanceSpec, Settings
+from sim.core.spec import InstanceSpec, Settings, Speculation
 from sim.costs.simple import AffineCost
 from sim.types import CostModel, PlanError, Trace
 
@@ -37,20 +37,17 @@ class Flip(Controller):
         self.ks = ks
         self.seen = 0
 
-    def k_for(self, batch: int, kv: int) -> int:
+    def choose(self, batch: int, kv: int) -> int:
         return self.ks[(self.seen + batch) % len(self.ks)]
 
-    def observe(self, rounds: int, accepted: int, rejected: int) -> None:
-        self.seen += rounds + accepted + 3 * rejected
+    def note(self, batch: int, drafts: int, accepted: int) -> None:
+        assert 0 <= accepted <= batch * drafts
+        self.seen += batch + 3 * accepted
 
 
-class Flipping(Speculation):
-    """Speculation under `Flip`."""
-
-    ks: list[int]
-
-    def controller(self, cost: CostModel) -> Controller:
-        return Flip(self.ks)
+def fixed(k: int, acceptance: Acceptance) -> Speculation:
+    """Return speculation of the same K at every batch."""
+    return Speculation(k, {1: k}, acceptance)
 
 
 def speculation(rng: Random) -> Speculation:
@@ -59,13 +56,14 @@ def speculation(rng: Random) -> Speculation:
     acceptance = geometric(rng.choice([0.0, 0.5, 0.8, 1.0]), k_max, rng.randint(0, 9))
     kind = rng.choice(["fixed", "table", "flip", "goodput"])
     if kind == "table":
-        table = [(1, k_max), (2, rng.randint(0, k_max)), (4, rng.randint(0, k_max)), (6, 0)]
-        return Speculation(acceptance, k_max, table)
-    if kind == "flip":
-        flipping = Flipping(acceptance, k_max)
-        flipping.ks = [rng.randint(0, k_max) for _ in range(4)]
-        return flipping
-    return Speculation(acceptance, k_max, goodput=kind == "goodput", window=5)
+        table = {1: k_max, 2: rng.randint(0, k_max), 4: rng.randint(0, k_max), 6: 0}
+        return Speculation(k_max, table, acceptance)
+    ks = [rng.randint(0, k_max) for _ in range(4)]
+
+    def control(cost: CostModel) -> Controller:
+        return Flip(ks) if kind == "flip" else ByGoodput(cost, k_max, window=5)
+
+    return Speculation(k_max, {1: k_max}, acceptance, None if kind == "fixed" else control)
 
 
 def speculating(seed: int, policy: str) -> Scenario | None:
@@ -116,7 +114,7 @@ def test_fused_equals_step_by_step_400(policy, record_property):
 @pytest.mark.parametrize("policy", DECODING)
 def test_no_drafts_change_nothing(policy):
     """K = 0 equals no speculation, record for record."""
-    none = Speculation(geometric(0.7, 1, 0), 0)
+    none = Speculation(0, {1: 0}, geometric(0.7, 1, 0))
     for seed in range(QUICK):
         case = scenario(seed, policy)
         plain = run(case).record
@@ -149,7 +147,7 @@ def alone(speculation: Speculation, outputs: list[int], blocks: int = 100) -> Ru
 
 def test_a_request_by_hand():
     """Ten tokens, K = 3, accepted 2, 0, 3, 1: the first token, then 3, 1, 4 and the last one."""
-    record = alone(Speculation(Given([[2, 0, 3, 1]]), 3), [10])
+    record = alone(fixed(3, Given([[2, 0, 3, 1]])), [10])
     # A step of one request: 0.5 + 4 rows * 0.25 + 0.125 for each of 5, 8, 9, 13 cached tokens.
     ends_s = 1.0 + np.cumsum([1.5 + 0.125 * kv for kv in (5, 8, 9, 13)])
     assert record.requests["first_token_s"].tolist() == [1.0]
@@ -162,7 +160,7 @@ def test_a_request_by_hand():
 
 def test_k_by_batch_by_hand():
     """Two requests: K = 1; alone: K = 2. The draws of a round stay what they are."""
-    record = alone(Speculation(Given([[2], [2]]), 2, [(1, 2), (2, 1)]), [5, 9])
+    record = alone(Speculation(2, {1: 2, 2: 1}, Given([[2], [2]])), [5, 9])
     rows = record.steps[1:]
     # Both: 2 tokens a round. Then the second alone, with 9 - 5 left: 3 and 1.
     assert rows["decode_requests"].tolist() == [2, 2, 1, 1]
@@ -176,14 +174,14 @@ def test_drafts_beyond_the_step_budget_are_dropped():
     policy = cls(cls.Config(max_num_seqs=4, max_num_batched_tokens=10))
     trace = Trace(np.full(4, 2), np.full(4, 9), np.zeros(4))
     spec = InstanceSpec(AffineCost(1.0, 0.0, 0.5), 100, 4)
-    settings = Settings(speculation=Speculation(geometric(1.0, 3, 0), 3))
+    settings = Settings(speculation=fixed(3, geometric(1.0, 3, 0)))
     counters = simulate(trace, policy, [spec], settings).counters
     assert counters["draft_tokens"] == counters["spec_rounds"] == 16
 
 
 def test_drafted_tokens_take_blocks():
     """A request of 5 + 8 tokens needs 3 blocks of 4, and one more for three drafted ones."""
-    speculation = Speculation(geometric(0.0, 3, 0), 3)
+    speculation = fixed(3, geometric(0.0, 3, 0))
     assert alone(speculation, [8], blocks=3).requests["status"].tolist() == ["rejected"]
     record = alone(speculation, [8], blocks=4)
     assert record.requests["status"].tolist() == ["finished"]
@@ -194,6 +192,6 @@ def test_static_batches_do_not_speculate():
     """The plan is refused by name."""
     cls = load("static")
     trace = Trace(np.array([5]), np.array([5]), np.zeros(1))
-    settings = Settings(speculation=Speculation(geometric(0.5, 2, 0), 2))
+    settings = Settings(speculation=fixed(2, geometric(0.5, 2, 0)))
     with pytest.raises(PlanError, match="drafts no tokens"):
         simulate(trace, cls(cls.Config()), [InstanceSpec(AffineCost(), 100, 4)], settings)
