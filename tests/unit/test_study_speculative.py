@@ -7,7 +7,7 @@ from sim.core.drafting import ByGoodput
 from sim.costs.speculative import DraftHead, DraftModel, NgramLookup, SpeculativeCost
 from sim.study.build import build, settings
 from sim.study.config import resolve
-from sim.study.run import requests_of
+from sim.study.run import replicate, requests_of
 from sim.types import BadInput
 
 CLUSTER = {"gpu": "h100", "count": 1, "model": "llama-3.1-8b"}
@@ -244,3 +244,61 @@ def test_engines_it_does_not_go_with(engine, said):
     with pytest.raises(BadInput) as error:
         built(section(), engine=engine)
     assert f"test.yaml: {said}" in str(error.value)
+
+
+# -- runs ------------------------------------------------------------------------------------------
+
+
+def figures(speculative, concurrency=8, num_requests=40, engine=()):
+    chosen = experiment(speculative, engine=engine, num_requests=num_requests)
+    closed = {"arrivals": {"process": "closed", "concurrency": concurrency}}
+    data = chosen.resolved()
+    data["workload"] |= closed
+    again = resolve(data, "test.yaml")
+    return replicate(again, again.policies[0], 0).summary
+
+
+def test_summary_counts_what_was_drafted():
+    plain = figures(None)
+    assert not [key for key in plain if key.startswith("spec_decode")]
+    found = figures(section(acceptance={"model": "geometric", "rate": 0.6, "request_sd": 0}))
+    rounds, drafted, accepted = (
+        found[f"spec_decode_{key}"] for key in ("num_drafts", "draft_tokens", "accepted_tokens")
+    )
+    assert drafted == 3 * rounds
+    assert found["spec_decode_acceptance_rate"] == 100 * accepted / drafted
+    length = found["spec_decode_acceptance_length"]
+    assert length == 1 + accepted / rounds == pytest.approx(2.176, rel=0.02)
+    for key in ("completed", "total_output_tokens"):
+        assert found[key] == plain[key]
+    assert found["mean_tpot_ms"] < 0.75 * plain["mean_tpot_ms"]
+    assert found["mfu"] > plain["mfu"]  # the same tokens in less time
+    more = found["spec_decode_mfu_verified"] / found["mfu"] - 1
+    served = found["total_output_tokens"] + found["total_input_tokens"] - found["completed"]
+    assert more == pytest.approx((drafted - accepted) / served, rel=0.1)  # but for attention
+
+
+def test_no_drafts_is_no_speculation():
+    plain, none = figures(None), figures(section(k=0))
+    for key, value in plain.items():
+        if key not in ("classes",):
+            assert none[key] == pytest.approx(value, nan_ok=True), key
+    assert none["spec_decode_num_drafts"] == none["spec_decode_draft_tokens"] == 0
+    assert none["spec_decode_mfu_verified"] == none["mfu"]
+
+
+def test_goodput_gives_up_where_nothing_is_gained():
+    def drafted(concurrency):
+        data = section("ngram", 5, control="goodput", window=8)
+        found = figures(data, concurrency, 3 * concurrency)
+        return found["spec_decode_draft_tokens"] / found["total_output_tokens"]
+
+    few, many = drafted(1), drafted(256)
+    assert few > 0.5
+    assert many < few / 4
+
+
+def test_the_same_texts_are_as_easy_for_every_policy():
+    data = section(acceptance={"model": "geometric", "rate": 0.6})
+    one, two = (figures(data, concurrency=many)["spec_decode_accepted_tokens"] for many in (1, 16))
+    assert one == two
