@@ -62,6 +62,12 @@ class AscendraConfig(Config):
     max_num_batched_tokens: int = Field(
         8192, ge=1, description="tokens in one step; a longer prompt runs when nothing decodes"
     )
+    ticket_seats: float = Field(
+        0.5,
+        ge=0,
+        le=1,
+        description="with a smaller share of seats taken high priority takes arrivals",
+    )
     enforce: bool = Field(
         False, description="max_num_seqs binds high-priority instances, too, with memory to spare"
     )
@@ -85,14 +91,14 @@ class Ascendra(Policy):
     to a few lightly loaded instances while there is time.
 
     Decision rule, arrival: the next high-priority instance (HP) takes it if nothing waits there, it
-    has less than half of its seats taken and memory to spare; else the next low-priority one (LP),
-    both round robin. LP step: all decodes, then whole waiting prompts by falling value, passing by
-    what does not fit into `max_num_batched_tokens`, until seats or blocks run out (`packing:
-    chunked`: the first three, the last one cut). Of what still waits and never ran, requests with
-    now + max(step time, prompt time) + `margin_s` > deadline move to HP instances, round robin,
-    and may start there `transfer_s` later. HP step: waiting prompts by falling value, those already
-    late last, whole, in a step of their own; if none, a decode step. When the KV cache cannot grow
-    the last admitted request is recomputed, first in its queue.
+    has less than `ticket_seats` of its seats taken and memory to spare; else the next low-priority
+    one (LP), both round robin. LP step: all decodes, then whole waiting prompts by falling value,
+    passing by what does not fit into `max_num_batched_tokens`, until seats or blocks run out
+    (`packing: chunked`: the first three, the last one cut). Of what still waits and never ran,
+    requests with now + max(step time, prompt time) + `margin_s` > deadline move to HP instances,
+    round robin, and may start there `transfer_s` later. HP step: waiting prompts by falling value,
+    those already late last, whole, in a step of their own; if none, a decode step. When the KV
+    cache cannot grow the last admitted request is recomputed, first in its queue.
 
     Value, `edf`: 1/(deadline - now - prompt time), infinite when that is past; requests without a
     bound come last and never move. A single instance is LP and moves nothing.
@@ -136,6 +142,7 @@ class Ascendra(Policy):
         self.watermark = config.watermark
         self.enforce = config.enforce
         self.basic = config.order == "basic"
+        self.ticket_seats = config.ticket_seats * config.max_num_seqs
         self.estimator = Estimator(config.estimate_error)
         self.high: list[View] = []
         """High-priority instances, known from the first arrival on."""
@@ -197,7 +204,7 @@ class Ascendra(Policy):
         return entry[len(entry) - count :]
 
     def _has_ticket(self, view: View) -> bool:
-        if view.num_waiting or 2 * len(view.running) >= self.max_num_seqs:
+        if view.num_waiting or len(view.running) >= self.ticket_seats:
             return False
         return view.outstanding_tokens <= TICKET_MEMORY * view.total_blocks * view.block_size
 
@@ -210,7 +217,7 @@ class Ascendra(Policy):
         queue = view.waiting
         if not isinstance(queue, ValueQueue):
             raise TypeError(f"{self.name} needs its own queue, not {type(queue).__name__}")
-        queue.expire(view.now_s)
+        queue.now_s = view.now_s
         if view.id in self._high_ids:
             return self._plan_high(view, queue)
         return self._plan_low(view, queue)
@@ -220,11 +227,13 @@ class Ascendra(Policy):
         if room < 0:  # the engine evicts, and nothing else happens in that step
             return GO_ON
         chunks = self._whole(view, queue, room) if self.whole else self._cut(view, queue, room)
+        step: Mixed | Decode = Mixed(chunks, view.num_decoding > 0) if chunks else GO_ON
         moves = NOBODY
         if self.high and (view.prefilling or view.num_waiting > len(chunks)):
-            moves = self._at_risk(view, queue, chunks)
+            moves = self._at_risk(view, queue, step, chunks)
         if chunks:
-            return Mixed(chunks, view.num_decoding > 0, move=moves)
+            step.move = moves
+            return step
         if not view.num_decoding:
             return None
         # Whoever has a bound may have to move after any step; `basic` reorders all the time.
@@ -274,20 +283,23 @@ class Ascendra(Policy):
             seats -= 1
         return chunks
 
-    def _at_risk(self, view: View, queue: ValueQueue, chunks: Chunks) -> Moves:
+    def _at_risk(self, view: View, queue: ValueQueue, step: Plan, chunks: Chunks) -> Moves:
         """Return who waits on and is predicted to be late, with the instance to move to."""
-        plan = Mixed(chunks, view.num_decoding > 0) if chunks else GO_ON
-        tokens = sum([tokens for _, tokens in chunks], view.num_decoding)
-        step_s = self.estimator.seconds(view.price(plan), tokens)
+        tokens = view.num_decoding
+        for _, new in chunks:
+            tokens += new
         due_s = view.now_s + self.margin_s
-        taken = {request.id for request, _ in chunks}
+        after_s = due_s + self.estimator.seconds(view.price(step), tokens)
         late = []
-        for start_s, id, request in queue.starts.entries():
-            if start_s >= due_s + step_s:  # nor is anybody behind
+        for start_s, _, request in queue.starts.entries():
+            if start_s >= after_s:  # nor is anybody behind
                 break
-            if id not in taken and (start_s < due_s or request.deadline_s < due_s + step_s):
+            if start_s < due_s or request.deadline_s < after_s:
                 late.append(request)
-        return self._moves_of(late, view.now_s) if late else []
+        if not late:
+            return NOBODY
+        taken = {request.id for request, _ in chunks}
+        return self._moves_of([r for r in late if r.id not in taken], view.now_s)
 
     def _moves_of(self, late: Sequence[Request], now_s: float) -> Moves:
         """Return whose turn it is to take each of them, and note the moves."""

@@ -50,13 +50,16 @@ class ValueQueue(WaitQueue):
 
     The latest start of a request is its TTFT deadline less the estimated time of its prompt; it is
     infinite without a bound. Values change with time but, `basic` apart, not their order: nothing
-    is sorted again. `expire` depends on the time alone, so asking twice changes nothing.
-    Re-queued requests stand in front of all: they have their first token, or had their turn.
+    is sorted again. Re-queued requests stand in front of all: they have their first token, or had
+    their turn.
 
     Args:
         order: `edf` (value 1/(latest start - now), infinite when late), `sjf` (1/prompt) or `basic`
             ((bound + waited)/(bound * prompt); the artifact adds a second instead of the bound).
         estimator: of prompt times.
+
+    Attributes:
+        now_s: the time of a decision; whoever decides sets it first.
     """
 
     def __init__(self, order: str, estimator: Estimator) -> None:
@@ -64,12 +67,13 @@ class ValueQueue(WaitQueue):
         self.front: OrderedDict[N, Request] = OrderedDict()
         self.starts = ByKey(self._latest_start_s)
         """All but `front`, earliest latest start first."""
+        self.now_s = -inf
         self._estimator = estimator
-        self._now_s = -inf
         self._basic = order == "basic"
         self._sjf = order == "sjf"
         self._live, self._late = ByKey(_length), ByKey(_length)
-        """With `sjf` the same by length, apart by whether their latest start is after `_now_s`."""
+        """With `sjf` the same by length, apart by whether their latest start is after:"""
+        self._parted_s = -inf
 
     def _latest_start_s(self, request: Request) -> float:
         """Return when a request has to start to be in time."""
@@ -101,31 +105,23 @@ class ValueQueue(WaitQueue):
         self.starts.remove(request)
 
     def _lengths_of(self, request: Request) -> ByKey:
-        return self._late if self.starts.key(request) <= self._now_s else self._live
+        return self._late if self.starts.key(request) <= self._parted_s else self._live
 
-    def expire(self, now_s: float) -> None:
-        """Tell apart those whose latest start is not after `now_s`."""
-        if self._sjf:
-            for start_s, _, request in self.starts.entries(self._now_s):
-                if start_s > now_s:
-                    break
-                self._live.remove(request)
-                self._late.push(request)
-        self._now_s = now_s
-
-    def next_late_s(self) -> float:
-        """Return the latest start of the most valuable of those that are not late."""
-        if self._sjf:
-            first = next(iter(self._live), None)
-            return inf if first is None else self.starts.key(first)
-        entry = next(self.starts.entries(self._now_s), None)
-        return inf if entry is None else entry[0]
+    def _part(self) -> None:
+        """Tell apart who is late by now."""
+        for start_s, _, request in self.starts.entries(self._parted_s):
+            if start_s > self.now_s:
+                break
+            self._live.remove(request)
+            self._late.push(request)
+        self._parted_s = self.now_s
 
     def by_value(self) -> Iterator[Request]:
         """Iterate by falling value; the late have an infinite one with `edf`."""
         if self._basic:
             return chain(self.front.values(), self._sorted(self.starts))
         if self._sjf:
+            self._part()
             both = merge(self._late, self._live, key=lambda r: (r.target_tokens, r.id))
             return chain(self.front.values(), both)
         return chain(self.front.values(), self.starts)
@@ -133,22 +129,32 @@ class ValueQueue(WaitQueue):
     def late_last(self) -> Iterator[Request]:
         """Iterate by falling value, the late behind all others."""
         if self._sjf:
+            self._part()
             return chain(self.front.values(), self._live, self._late)
-        live = (entry[2] for entry in self.starts.entries(self._now_s))
+        live = (entry[2] for entry in self.starts.entries(self.now_s))
         late = self._expired()
         if self._basic:
             return chain(self.front.values(), self._sorted(live), self._sorted(late))
         return chain(self.front.values(), live, late)
 
+    def next_late_s(self) -> float:
+        """Return the latest start of the most valuable of those that are not late."""
+        if self._sjf:
+            self._part()
+            first = next(iter(self._live), None)
+            return inf if first is None else self.starts.key(first)
+        entry = next(self.starts.entries(self.now_s), None)
+        return inf if entry is None else entry[0]
+
     def _expired(self) -> Iterator[Request]:
         """Iterate over the late, earliest latest start first."""
         for start_s, _, request in self.starts.entries():
-            if start_s > self._now_s:
+            if start_s > self.now_s:
                 return
             yield request
 
     def _sorted(self, requests: Iterable[Request]) -> list[Request]:
-        now_s = self._now_s
+        now_s = self.now_s
         return sorted(requests, key=lambda r: (-_basic_value(r, now_s), r.id))
 
     def __iter__(self) -> Iterator[Request]:
