@@ -196,32 +196,34 @@ def shown(found: Interval) -> str:
 def draw(everything: list[Found]) -> None:
     """Draw all ratios with their intervals, a panel a workload."""
     with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(6.4, 3.9), layout="constrained")
-        panels = figure.subplots(1, len(everything), sharey=True, squeeze=False)[0]
+        figure = Figure(figsize=(6.4, 4.2), layout="constrained")
+        panels = figure.subplots(1, len(everything), sharex=True, sharey=True, squeeze=False)[0]
         for axes, found in zip(panels, everything, strict=True):
             _panel(axes, found)
-        figure.supxlabel("ratio of capacities, 95 % interval of five seeds", fontsize=8)
-        figure.savefig(PICTURE, dpi=150)
+        figure.supxlabel("ratio of capacities, with 95 % interval", fontsize=7.5)
+        handles, labels = panels[0].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside upper right", ncols=2)
+        figure.savefig(PICTURE, dpi=120)
     print(f"\nwrote {PICTURE.name}")
 
 
 def _panel(axes: Axes, found: Found) -> None:
-    over = [(f"over {row.label}", row.over) for row in found.baselines]
+    ours = [(row.label, row.over) for row in found.baselines]
     changed = [(row.label, row.over) for row in found.changed if row.label != OURS]
-    rows = [*over, ("", None), *changed]
-    near = CLAIM.tolerance
-    axes.axvspan(CLAIM.value - near, CLAIM.value + near, color="#d5dfe4", label="claimed, ±10 %")
+    rows = [("Ascendra over", None), *ours, ("Ascendra with, over best", None), *changed]
+    value, near = CLAIM.value, CLAIM.tolerance
+    axes.axvspan(value - near, value + near, color="#d5dfe4", label="claimed, 10 % either way")
     axes.axvline(1.0, color="black", linewidth=0.8, linestyle="--", label="no gain")
     for at, (_, one) in enumerate(rows):
         if one is not None:
             bars = [[one.mean - one.low], [one.high - one.mean]]
-            fill = "#16425b" if at < len(over) else "white"
+            fill = "#16425b" if at <= len(ours) else "white"
             axes.errorbar([one.mean], [at], xerr=bars, markerfacecolor=fill, **MARK)
-    axes.set_yticks(range(len(rows)), [label for label, _ in rows])
+    axes.set_yticks(range(len(rows)), [label.removeprefix("ascendra, ") for label, _ in rows])
     axes.tick_params(axis="y", length=0)
     axes.set_ylim(len(rows) - 0.5, -0.5)
     axes.set_xlim(left=0)
-    axes.set_title(f"{found.name}: {found.verdict.name}", fontsize=8)
+    axes.set_title(f"{found.name}:\n{found.verdict.name}", fontsize=7.5)
 
 
 if __name__ == "__main__":

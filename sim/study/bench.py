@@ -175,7 +175,7 @@ def _bar(line: str, figure: str, met: bool) -> Case:
 
 def experiment(case: Case) -> Experiment:
     """Return the experiment of a case."""
-    instances, label = case.get("instances", 1), case["policy"]
+    instances, label = case.get("instances", 1), str(case["policy"])
     engine = AHEAD_ENGINE if label == AHEAD else {}
     name = {AHEAD: "continuous v1", RESCUES: "ascendra"}.get(label, label)
     return resolve(
