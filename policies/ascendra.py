@@ -237,7 +237,7 @@ class Ascendra(Policy):
         if not view.num_decoding:
             return None
         # Whoever has a bound may have to move after any step; `basic` reorders all the time.
-        single = self.basic or (self.high and len(queue.starts) > 0)
+        single = self.basic or (self.high and view.num_waiting > len(queue.front))
         return Decode(max_steps=1 if single else None, move=moves)
 
     def _whole(self, view: View, queue: ValueQueue, room: N) -> Chunks:

@@ -148,11 +148,13 @@ class ByKey(WaitQueue):
 
         The re-queued are left out.
         """
-        at = bisect_right(self._lasts, above, key=_KEY)
-        piece = self._pieces[at]
-        for i in range(bisect_right(piece, above, key=_KEY), len(piece)):
-            yield piece[i]
-        for piece in self._pieces[at + 1 :]:
+        whole = self._pieces
+        if above > -inf:
+            at = bisect_right(self._lasts, above, key=_KEY)
+            piece, whole = whole[at], whole[at + 1 :]
+            for i in range(bisect_right(piece, above, key=_KEY), len(piece)):
+                yield piece[i]
+        for piece in whole:
             yield from piece
 
     def __iter__(self) -> Iterator[Request]:
