@@ -316,7 +316,7 @@ class Replay:
 
     def _judged(self, case: _Case, executor: DeviceExecutor) -> list[str]:
         """Return how the real run's own steps compare with the profile, a table row a kind."""
-        samples = [timed(point, [timing], False) for point, timing in executor.steps]
+        samples = [timed(point, [timing]) for point, timing in executor.steps]
         lines = []
         for padded in sorted({sample.padded for sample in samples}):
             cost = StepCost(self._fitted[padded], self.rig.setting.model)
