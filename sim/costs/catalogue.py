@@ -10,6 +10,7 @@ from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from sim.costs.shipped import read_shipped
 from sim.types import BadInput
 
 DTYPE_BYTES = {"fp16": 2, "bf16": 2, "fp32": 4}
@@ -149,8 +150,6 @@ def _pick(kind: str, name: str, entries: dict[str, _E]) -> _E:
 
 
 def _read(file: str) -> dict[str, dict[str, Any]]:
-    import yaml
-
     path = Path(__file__).parent / "catalogue" / f"{file}.yaml"
-    entries: dict[str, dict[str, Any]] = yaml.safe_load(path.read_text(encoding="utf-8"))
+    entries: dict[str, dict[str, Any]] = read_shipped(path)
     return entries
