@@ -68,6 +68,7 @@ class Instance(Seats):
         "odd",
         "odd_waits",
         "padded_tokens",
+        "padding",
         "pipeline",
         "plans",
         "prefill_requests",
@@ -92,6 +93,7 @@ class Instance(Seats):
         self.pipeline = sim.pipeline_of(spec)
         # A lane's step depends on the other lanes: nothing to fuse.
         self.fuse = sim.settings.fuse_steps and self.pipeline is None
+        self.padding = sim.settings.padding
         self.timer = Timer(env, self.fire, INSTANCE + id)
         self.activity = IDLE
         self.end_fs = -1
@@ -298,10 +300,12 @@ class Instance(Seats):
                     self.move(plan.move, now)
                 took_time = self._chunked(plan.chunks, plan.decode, False, now)
             elif isinstance(plan, Prefill):
-                chunks = [(r, r.target_tokens - r.prefilled) for r in plan.requests]
+                chunks: list[tuple[Request, N]] = []
+                for request in plan.requests:
+                    chunks.append((request, request.target_tokens - request.prefilled))
                 if self.sim.charges_overhead:
                     self.delay_fs += to_fs(self.policy.overhead_s(self))
-                padded = self.sim.settings.padded(plan.padded)
+                padded = self.padding == "batch" or (plan.padded and self.padding == "policy")
                 took_time = self._chunked(chunks, False, padded, now)
             else:
                 took_time = self._execute(plan, now)
@@ -345,7 +349,7 @@ class Instance(Seats):
                 self.admit_ready(request)
             if self.bridge:
                 self.pull(now)
-            if not single:
+            if not single and (self.ready or not plan.at_once):
                 return False
         if single:
             self.change_batch(plan, now)

@@ -71,10 +71,13 @@ class Decode(Plan):
         preempt: requests preempted before the step.
         admit: requests whose KV has been transferred here and that join the batch.
         move: waiting requests sent to another instance: pairs (request, instance id).
+        at_once: the next plan would be `Decode()`, unless more has become ready by then: so the
+            batch decodes without asking again. Only beside `admit`.
     """
 
     __slots__ = (
         "admit",
+        "at_once",
         "changes",
         "max_steps",
         "move",
@@ -95,8 +98,10 @@ class Decode(Plan):
         preempt: Sequence[Preemption] = (),
         admit: Sequence[Request] = (),
         move: Sequence[tuple[Request, N]] = (),
+        at_once: bool = False,
     ) -> None:
         self.admit = admit
+        self.at_once = at_once
         self.move = move
         self.max_steps = max_steps
         self.until_s = until_s
