@@ -143,12 +143,14 @@ class Instance(Seats):
             self.executor.look()
         if self.activity == STEPPING:
             self._settle(now, self.n_steps)
+            self.activity = IDLE
             if self.inbox is not None:
                 last_fs = self.first_fs + self.increment_fs * (self.n_steps - 1)
                 self.inbox.formed_fs = now - last_fs
-        elif self.static is not None and not self.static.advance(now):
-            return
-        self.activity = IDLE
+        elif self.activity != IDLE:
+            if self.static is not None and not self.static.advance(now):
+                return
+            self.activity = IDLE
         if self.aborts:
             for request in self.aborts:
                 self.apply_abort(request, now)
@@ -363,13 +365,15 @@ class Instance(Seats):
         limit = 1
         if self.fuse and not single and not self.delay_fs:
             heap = self.finishing
-            while heap[0][2].seq != heap[0][1]:
+            ends, seq, request = heap[0]
+            while request.seq != seq:
                 heappop(heap)
-            limit = heap[0][0] - self.steps
+                ends, seq, request = heap[0]
+            limit = ends - self.steps
             if plan.max_steps is not None and plan.max_steps < limit:
                 limit = max(plan.max_steps, 1)
         self._launch_decode(now, limit)
-        self.pulls_within = limit > 1 and plan.max_steps is None and plan.until_s is None
+        self.pulls_within = limit > 1 and not plan.bounded
         if plan.until_s is not None and self.n_steps > 1:
             self._end_span_after(
                 steps_to_cover(to_fs_ceil(plan.until_s) - now, self.first_fs, self.increment_fs)
@@ -394,9 +398,10 @@ class Instance(Seats):
         if self.delay_fs:
             first += self.delay_fs
             self.delay_fs = 0
-        self.kind = DECODE
         self.extrapolated = piece.extrapolated
-        self.prefill_requests = self.prefill_tokens = self.padded_tokens = 0
+        if self.kind != DECODE:
+            self.kind = DECODE
+            self.prefill_requests = self.prefill_tokens = self.padded_tokens = 0
         self._launch(now, limit, first, piece.slope_fs * batch, batch)
         return True
 
@@ -560,6 +565,8 @@ class Instance(Seats):
                 self.odd_waits = []
         if chunks:
             self._end_chunks(now)
+        if not batch:
+            return
         heap = self.finishing
         steps = self.steps
         while heap and heap[0][0] <= steps:

@@ -343,11 +343,11 @@ class Seats(View):
         """Ask the policy where a prefilled request decodes."""
         target = self.sim.instances[self.policy.route(request, self.sim.cluster)]
         if target is not self:
-            to = f"route() sends prefilled request {request.id} to "
+            to = "route() sends prefilled request"
             if target.role == "prefill" and not self.policy.places_decode:
-                raise self.broken(f"{to}a prefill instance")
+                raise self.broken(f"{to} {request.id} to a prefill instance")
             if not target.up:
-                raise self.broken(f"{to}instance {target.id}, which is down")
+                raise self.broken(f"{to} {request.id} to instance {target.id}, which is down")
         return target
 
     def send(self, request: Request, target: Instance, when: int) -> None:

@@ -78,6 +78,7 @@ class Decode(Plan):
     __slots__ = (
         "admit",
         "at_once",
+        "bounded",
         "changes",
         "max_steps",
         "move",
@@ -111,6 +112,8 @@ class Decode(Plan):
         self.preempt = preempt
         self.changes = bool(pause or resume or swap_in or preempt or move)
         """Whether anything but admissions changes the batch."""
+        self.bounded = not (max_steps is None and until_s is None)
+        """Whether it names an end, of steps or of time."""
 
 
 class RunToCompletion(Plan):
