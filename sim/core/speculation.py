@@ -162,7 +162,9 @@ class SpeculativeInstance(Instance):
         self.drafted = DraftedCost(spec.cost, speculation, sim.step_tokens)
         self.cost = self.drafted
         self.lookahead = speculation.k_max
-        self.max_tokens = min(self.max_tokens, self.total_blocks * self.block_size + 1 - self.lookahead)
+        self.max_tokens = min(
+            self.max_tokens, self.total_blocks * self.block_size + 1 - self.lookahead
+        )
         self.choose_at: N = 0
         """The step counter at which a controller chooses K again."""
         self.drafts: N = 0
@@ -228,6 +230,7 @@ class SpeculativeInstance(Instance):
         self.kv_tokens += cached
         self.num_decoding += 1
         self.joiners.append(request)
+        self.speculation.acceptance.joins(request.id, self.num_decoding)
         done = self.sim.rounds_done.get(request.id, 0)
         ends = self._lay(request, done, 0, cached, request.held_blocks)
         heappush(self.finishing, (ends, request.seq, request))
@@ -294,9 +297,7 @@ class SpeculativeInstance(Instance):
         self._turn(laid, 0, 1)
         return self.steps + len(tokens)
 
-    def _draw(
-        self, id: N, done: N, left: N, first: bool
-    ) -> tuple[Counts, NDArray[np.int64]]:
+    def _draw(self, id: N, done: N, left: N, first: bool) -> tuple[Counts, NDArray[np.int64]]:
         """Return what a request emits in each of its next rounds, until nothing is left; and sums.
 
         Args:
