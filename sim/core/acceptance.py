@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import abc
 from collections.abc import Sequence
-from typing import Final
+from typing import Final, TypeVar
 
 import numpy as np
 from mypy_extensions import mypyc_attr
@@ -20,17 +20,28 @@ from numpy.typing import NDArray
 
 from sim.types import BadInput, N
 
-REQUESTS_A_DRAW: Final = 256
-ROUNDS_A_DRAW: Final = 128
-"""One generator draws this many rounds of this many requests at once."""
+REQUESTS_A_DRAW: Final = 128
+"""One generator draws for so many requests."""
 
-DRAWS_KEPT: Final = 256
-"""Draws kept, 32 KiB each; forgotten ones are drawn again."""
+ROUNDS_A_DRAW: Final = 128
+"""It draws so many rounds of each at once."""
+
+ROUNDS_SUMMED: Final = 256
+"""Running sums are kept of the first rounds; those of longer requests are made when asked for."""
+
+DRAWS_KEPT: Final = 64
+"""Generators kept, with what they drew, mostly 64 KiB; forgotten rounds are drawn again."""
+
+SUMS_KEPT: Final = 32
+"""Sums kept, 512 KiB each."""
 
 HIGHEST_RATE: Final = 1 - 1e-12
 """Rates of 0 and 1 have no logit; what is this close to them is left as it is."""
 
+Key = TypeVar("Key")
+Value = TypeVar("Value")
 Counts = NDArray[np.uint8]
+Tokens = NDArray[np.int64]
 
 
 @mypyc_attr(allow_interpreted_subclasses=True)
@@ -47,6 +58,14 @@ class Acceptance(abc.ABC):
         A round that drafts K accepts the smaller of its number and K. A longer call begins with
         what a shorter one returns. Read only: it may be shared.
         """
+
+    def emitted(self, request_id: N, drafts: N, rounds: N) -> tuple[Tokens, Tokens]:
+        """Return the tokens that rounds of `drafts` drafts emit, and their running sums.
+
+        At least `rounds` rounds, from the first on. Read only.
+        """
+        tokens = np.minimum(self.accepted(request_id, rounds), drafts).astype(np.int64) + 1
+        return tokens, tokens.cumsum()
 
 
 class Positions(Acceptance):
@@ -73,35 +92,38 @@ class Positions(Acceptance):
         self._rates = np.array(padded, np.float64)
         self._seed = seed
         self._request_sd = request_sd
-        self._draws: dict[tuple[N, N], Counts] = {}
+        self._draws: dict[N, _Draw] = {}
+        self._sums: dict[tuple[N, N], tuple[Tokens, Tokens]] = {}
 
     def accepted(self, request_id: N, rounds: N) -> Counts:
         """Return the numbers of the first rounds of a request."""
         chunk, row = divmod(request_id, REQUESTS_A_DRAW)
-        if rounds <= ROUNDS_A_DRAW:
-            return self._draw(chunk, 0)[row, :rounds]
-        draws = -(-rounds // ROUNDS_A_DRAW)
-        joined: Counts = np.concatenate([self._draw(chunk, at)[row] for at in range(draws)])
-        return joined[:rounds]
+        return self._drawn(chunk, rounds)[row, :rounds]
 
-    def _draw(self, chunk: N, at: N) -> Counts:
-        """Return the rounds of number `at` on, of the requests of a chunk: [request, round]."""
-        found = self._draws.get((chunk, at))
-        if found is not None:
-            return found
-        reach = self._reach(chunk)
-        shape = (REQUESTS_A_DRAW, ROUNDS_A_DRAW)
-        chance = self._generator(chunk, at + 1).random(shape, np.float32)
-        found = np.zeros(shape, np.uint8)
-        for position in range(len(self._rates)):
-            found += chance < reach[:, position, None]
-        found.flags.writeable = False
-        if len(self._draws) == DRAWS_KEPT:
-            del self._draws[next(iter(self._draws))]
-        self._draws[chunk, at] = found
-        return found
+    def emitted(self, request_id: N, drafts: N, rounds: N) -> tuple[Tokens, Tokens]:
+        """Return the tokens that rounds of `drafts` drafts emit, and their running sums."""
+        if rounds > ROUNDS_SUMMED:
+            return super().emitted(request_id, drafts, rounds)
+        chunk, row = divmod(request_id, REQUESTS_A_DRAW)
+        found = self._sums.get((chunk, drafts))
+        if found is None:
+            numbers = self._drawn(chunk, ROUNDS_SUMMED)[:, :ROUNDS_SUMMED]
+            tokens = np.minimum(numbers, drafts).astype(np.int64) + 1
+            found = tokens, tokens.cumsum(axis=1)
+            _keep(self._sums, (chunk, drafts), found, SUMS_KEPT)
+        return found[0][row], found[1][row]
 
-    def _reach(self, chunk: N) -> NDArray[np.float64]:
+    def _drawn(self, chunk: N, rounds: N) -> Counts:
+        """Return at least the first `rounds` rounds of the requests of a chunk: [request, round]."""
+        draw = self._draws.get(chunk)
+        if draw is None:
+            draw = _Draw(self._generator(chunk, 1), self._reach(chunk))
+            _keep(self._draws, chunk, draw, DRAWS_KEPT)
+        if draw.numbers.shape[1] < rounds:
+            draw.go_on(rounds)
+        return draw.numbers
+
+    def _reach(self, chunk: N) -> NDArray[np.float32]:
         """Return P(n >= j) of each request of a chunk: [request, j - 1]."""
         rates = np.broadcast_to(self._rates, (REQUESTS_A_DRAW, len(self._rates)))
         if self._request_sd:
@@ -110,11 +132,43 @@ class Positions(Acceptance):
             odds = np.where(inner, rates, 0.5) / (1 - np.where(inner, rates, 0.5))
             odds = odds * np.exp(shift)
             rates = np.where(inner, odds / (1 + odds), rates)
-        reach: NDArray[np.float64] = np.cumprod(rates, axis=1, dtype=np.float64)
-        return reach
+        return np.cumprod(rates, axis=1).astype(np.float32)
 
     def _generator(self, chunk: N, stream: N) -> np.random.Generator:
         return np.random.default_rng(np.random.SeedSequence(self._seed, spawn_key=(chunk, stream)))
+
+
+class _Draw:
+    """The rounds of the requests of a chunk, as far as somebody has asked for them.
+
+    Args:
+        generator: draws them, always in the same order.
+        reach: P(n >= j): [request, j - 1].
+    """
+
+    def __init__(self, generator: np.random.Generator, reach: NDArray[np.float32]) -> None:
+        self._generator = generator
+        self._reach = reach
+        self.numbers: Counts = np.zeros((len(reach), 0), np.uint8)
+
+    def go_on(self, rounds: N) -> None:
+        """Draw more, until there are `rounds` rounds."""
+        parts = [self.numbers]
+        while rounds > len(parts) * ROUNDS_A_DRAW - ROUNDS_A_DRAW + self.numbers.shape[1]:
+            chance = self._generator.random((len(self._reach), ROUNDS_A_DRAW), np.float32)
+            part = np.zeros(chance.shape, np.uint8)
+            for position in range(self._reach.shape[1]):
+                part += chance < self._reach[:, position, None]
+            parts.append(part)
+        self.numbers = np.concatenate(parts, axis=1)
+        self.numbers.flags.writeable = False
+
+
+def _keep(kept: dict[Key, Value], key: Key, value: Value, most: N) -> None:
+    """Add an entry; the oldest goes if there are too many."""
+    if len(kept) == most:
+        del kept[next(iter(kept))]
+    kept[key] = value
 
 
 def geometric(rate: float, k_max: N, seed: int, request_sd: float = 0.0) -> Positions:

@@ -21,7 +21,7 @@ import numpy as np
 import simpy
 from numpy.typing import NDArray
 
-from sim.core.acceptance import Counts
+from sim.core.acceptance import Tokens
 from sim.core.instance import Instance
 from sim.core.loop import heappop, heappush
 from sim.core.records import DECODE, PACK_STEP
@@ -84,7 +84,7 @@ class DraftedCost(CostModel):
 
 
 class Rounds:
-    """The rounds of a request from one step on, under one K.
+    """The rounds of a request from one step on, under one K, until nothing is left to emit.
 
     Args:
         since: the step counter before the first of them.
@@ -92,12 +92,17 @@ class Rounds:
         emitted: tokens it had emitted then since it joined the batch.
         cached: tokens it cached then.
         held: blocks it held then.
-        tokens: tokens it emits in each round.
-        total: those and the ones of all rounds before.
-        growth: the rounds that take another block, in order.
+        left: tokens it had to emit then.
+        tokens: tokens that each round would emit by the draws alone.
+        total: those and the ones of all rounds before, the request's first rounds included.
+        before: of `total`, what does not count here.
+        alone: what the first round would emit beside a first token, which comes alone.
     """
 
-    __slots__ = ("cached", "done", "emitted", "growth", "held", "since", "tokens", "total")
+    __slots__ = (
+        *("alone", "before", "cached", "done", "emitted", "growth", "held", "left", "over"),
+        *("since", "tokens", "total"),
+    )
 
     def __init__(
         self,
@@ -106,23 +111,31 @@ class Rounds:
         emitted: N,
         cached: N,
         held: N,
-        tokens: Counts,
-        total: NDArray[np.int64],
-        growth: list[N],
+        left: N,
+        tokens: Tokens,
+        total: Tokens,
+        before: N,
+        alone: N,
     ) -> None:
         self.since = since
         self.done = done
         self.emitted = emitted
         self.cached = cached
         self.held = held
+        self.left = left
         self.tokens = tokens
         self.total = total
-        self.growth = growth
+        self.before = before
+        self.alone = alone
+        self.over: N = int(total[-1]) - before - left
+        """What the last round would emit beyond that."""
+        self.growth: list[N] = []
+        """The rounds that take another block, in order."""
 
     def tokens_by(self, steps: N) -> N:
         """Tokens emitted from `since` until the step counter was `steps`."""
         elapsed = steps - self.since
-        return int(self.total[elapsed - 1]) if elapsed else 0
+        return min(int(self.total[elapsed - 1]) - self.before, self.left) if elapsed else 0
 
     def blocks_by(self, steps: N) -> N:
         """Blocks held when the step counter is `steps`."""
@@ -277,50 +290,39 @@ class SpeculativeInstance(Instance):
             held: blocks it holds.
         """
         left = self.output_len[request.id] - request.emitted - emitted
-        tokens, total = self._draw(request.id, done, left, not request.emitted + emitted)
-        size = self.block_size
-        beyond = cached + 1 + self.lookahead  # slots that the next round needs
-        last = beyond + left - int(tokens[-1])
-        # The block after b is taken by the first round before which more than this was emitted.
-        limits = range(held * size - beyond, last - beyond, size)
-        growth: list[N] = []
-        if limits:
-            growth = (np.searchsorted(total, limits, side="right") + 1).tolist()
-            for at, limit in enumerate(limits):
-                if limit >= 0:
-                    break
-                growth[at] = 0
-        laid = Rounds(self.steps, done, emitted, cached, held, tokens, total, growth)
+        draw = self.speculation.acceptance.emitted
+        tokens, total = draw(request.id, self.drafts, done + left // 2 + 1)
+        before = int(total[done - 1]) if done else 0
+        alone = 0
+        if not request.emitted + emitted:  # nothing can be drafted before the first token
+            alone = int(tokens[done]) - 1
+            before += alone
+        if total[-1] < before + left:  # seldom
+            tokens, total = draw(request.id, self.drafts, done + left)
+        ends = int(total.searchsorted(before + left)) + 1
+        if done or ends < len(tokens):
+            tokens, total = tokens[done:ends], total[done:ends]
+        laid = Rounds(self.steps, done, emitted, cached, held, left, tokens, total, before, alone)
+        self._find_growth(laid)
         self.rounds[request.id] = laid
-        if len(tokens) >= self.period:
-            self._widen(len(tokens))
+        if ends - done >= self.period:
+            self._widen(ends - done)
         self._turn(laid, 0, 1)
-        return self.steps + len(tokens)
+        return self.steps + ends - done
 
-    def _draw(self, id: N, done: N, left: N, first: bool) -> tuple[Counts, NDArray[np.int64]]:
-        """Return what a request emits in each of its next rounds, until nothing is left; and sums.
-
-        Args:
-            id: of the request.
-            done: its rounds before.
-            left: tokens to emit.
-            first: whether its first token is among them, before which nothing can be drafted.
-        """
-        acceptance = self.speculation.acceptance
-        asked = left // 2 + 1  # mostly enough
-        while True:
-            tokens = np.minimum(acceptance.accepted(id, done + asked)[done:], self.drafts) + 1
-            if first:
-                tokens[0] = 1
-            total = np.cumsum(tokens, dtype=np.int64)
-            if total[-1] >= left:
-                break
-            asked = left
-        rounds = int(np.searchsorted(total, left)) + 1
-        tokens, total = tokens[:rounds], total[:rounds]
-        tokens[-1] -= total[-1] - left
-        total[-1] = left
-        return tokens, total
+    def _find_growth(self, rounds: Rounds) -> None:
+        """Find the rounds that take another block."""
+        size = self.block_size
+        # The next block is taken by the first round before which more than `limit` was emitted.
+        limit = rounds.held * size - (rounds.cached + 1 + self.lookahead)
+        while limit < 0:
+            rounds.growth.append(0)
+            limit += size
+        before = rounds.before
+        last = before + rounds.tokens_by(rounds.since + len(rounds.total) - 1)
+        if before + limit < last:
+            limits = np.arange(before + limit, last, size)
+            rounds.growth += (rounds.total.searchsorted(limits, "right") + 1).tolist()
 
     def _lift(self, request: Request) -> None:
         """Take the rounds that a request has not had out of the rings."""
@@ -331,15 +333,22 @@ class SpeculativeInstance(Instance):
 
     def _turn(self, rounds: Rounds, elapsed: N, sign: N) -> None:
         """Add what a request's rounds after the first `elapsed` bring to the rings (or take out)."""
-        ring, steps, period = self.ahead, self.steps, self.period
-        tokens = rounds.tokens[elapsed:] if sign > 0 else -rounds.tokens[elapsed:].astype(np.int64)
-        at = steps % period
-        fits = period - at
-        ring[at : at + len(tokens)] += tokens[:fits]
-        if len(tokens) > fits:
-            ring[: len(tokens) - fits] += tokens[fits:]
+        ring, period = self.ahead, self.period
+        tokens = rounds.tokens[elapsed:] if sign > 0 else -rounds.tokens[elapsed:]
+        at, count = self.steps % period, len(tokens)
+        view = ring[at : at + count]
+        fits = len(view)
+        view += tokens[:fits]
+        if count > fits:
+            view = ring[: count - fits]
+            view += tokens[fits:]
+        if not elapsed and rounds.alone:
+            ring[at] -= sign * rounds.alone
+        if rounds.over:
+            ring[(at + count - 1) % period] -= sign * rounds.over
+        phases, since = self.phases, rounds.since
         for later in rounds.growth[bisect_left(rounds.growth, elapsed) :]:
-            self.phases[-(rounds.since + later) % period] += sign
+            phases[-(since + later) % period] += sign
 
     def _widen(self, rounds: N) -> None:
         """Make the rings longer than `rounds`."""
@@ -449,40 +458,40 @@ class SpeculativeInstance(Instance):
 
     def _settle(self, now: int, steps: N) -> None:
         """Account for `steps` steps of the span under way, each as if it had run alone."""
-        for step in range(steps - 1):
-            self._log_step()
-            start_fs = self.start_fs + self.ends[step]
-            self.start_s = start_fs / FS_PER_S
-            self.first_fs = self.ends[step + 1] - self.ends[step]
+        if steps > 1:
+            self._settle_all_but(steps - 1)
         super()._settle(now, 1)
 
-    def _log_step(self) -> None:
-        """Log and account for the first step of the span, which is not the last."""
-        batch = self.batch
-        self.log.rows += PACK_STEP(
-            self.start_s,
-            self.first_fs,
-            0,
-            self.lead_fs,
-            self.kv_tokens + self.partial_tokens,
-            1,
-            self.id,
-            0,
-            0,
-            0,
-            batch,
-            batch,
-            self.veterans,
-            self.odd,
-            self.queue_at_start,
-            self.kind,
-            self.extrapolated,
-        )
+    def _settle_all_but(self, last: N) -> None:
+        """Log and account for the steps of the span before the one of number `last`."""
+        batch, ends, rows = self.batch, self.ends, self.log.rows
         if self.odd_waits:
             self.log.gaps_fs += [wait + self.first_fs for wait in self.odd_waits]
             self.odd_waits = []
-        self.lead_fs = self.veterans = self.odd = 0
-        self._account(1)
+        for step in range(last):
+            rows += PACK_STEP(
+                self.start_s,
+                self.first_fs,
+                0,
+                self.lead_fs,
+                self.kv_tokens + self.partial_tokens,
+                1,
+                self.id,
+                0,
+                0,
+                0,
+                batch,
+                batch,
+                self.veterans,
+                self.odd,
+                self.queue_at_start,
+                self.kind,
+                self.extrapolated,
+            )
+            self._account(1)
+            self.lead_fs = self.veterans = self.odd = 0
+            self.start_s = (self.start_fs + ends[step]) / FS_PER_S
+            self.first_fs = ends[step + 1] - ends[step]
 
     def _account(self, step: N) -> None:
         """Let the batch have grown by one step."""
