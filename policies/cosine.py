@@ -84,7 +84,8 @@ class Cosine(Policy):
 
     Complexity: O(admitted) per call; a round's drafters O(drafters log drafters) per request.
 
-    Reference: Gao et al., "CoSine: Collaborative Speculative Inference", arXiv:2503.10325.
+    Reference: Gao et al., "Collaborative Speculative Inference for Efficient LLM Inference
+    Serving", 2025, arXiv:2503.10325.
     """
 
     Config = CosineConfig
