@@ -114,7 +114,7 @@ class Positions(Acceptance):
         return found[0][row], found[1][row]
 
     def _drawn(self, chunk: N, rounds: N) -> Counts:
-        """Return at least the first `rounds` rounds of the requests of a chunk: [request, round]."""
+        """Return at least the first `rounds` rounds of a chunk's requests: [request, round]."""
         draw = self._draws.get(chunk)
         if draw is None:
             draw = _Draw(self._generator(chunk, 1), self._reach(chunk))

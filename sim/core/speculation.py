@@ -1,10 +1,10 @@
 """Instances whose requests speculate: K tokens are drafted a step, those accepted come at once.
 
-A *round* is a request's part in one decode step: with n of K drafted tokens accepted it emits n + 1
-tokens and caches as many. What each round of a request would accept is drawn from its own stream
-(`sim.core.acceptance`), so all its rounds are known when it joins the batch: their tokens and blocks
-go into rings that the step counter walks, and a step costs the same for any batch. Another K keeps
-the draws and cuts them elsewhere, so the rings are laid again only when K changes.
+A *round* is a request's part in one decode step: with n of K drafted tokens accepted it emits
+n + 1 tokens and caches as many. What each round of a request would accept is drawn from its own
+stream (`sim.core.acceptance`), so all its rounds are known when it joins the batch: their tokens
+and blocks go into rings that the step counter walks, and a step costs the same for any batch.
+Another K keeps the draws and cuts them elsewhere: the rings are laid again when K changes.
 
 Steps of a span differ in length. They are priced and logged one by one, which is why both ways of
 running give the same rows; what a span saves is the event and the plan.
@@ -167,8 +167,8 @@ class SpeculativeInstance(Instance):
         assert speculation is not None
         if self.lag:
             raise BadInput(
-                "engine.async_scheduling true: with `speculative` a step's tokens are known only at "
-                "its end, so no step is formed ahead; valid: false"
+                "engine.async_scheduling true: with `speculative` the tokens of a step are known "
+                "only at its end, so no step is formed ahead; valid: false"
             )
         self.speculation = speculation
         self.control = speculation.new_control(spec.cost)
@@ -185,7 +185,7 @@ class SpeculativeInstance(Instance):
         self.period = FIRST_PERIOD
         self.phases = [0] * self.period
         self.ahead: NDArray[np.int64] = np.zeros(self.period, np.int64)
-        """Tokens that the batch emits in the step that finds the counter at s, at s modulo period."""
+        """Tokens that the batch emits in the step that finds the counter at s, at s % period."""
         self.rounds: dict[N, Rounds] = {}
         """Of every decoding request."""
         self.ends: list[int] = []
@@ -332,7 +332,7 @@ class SpeculativeInstance(Instance):
             self._turn(rounds, elapsed, -1)
 
     def _turn(self, rounds: Rounds, elapsed: N, sign: N) -> None:
-        """Add what a request's rounds after the first `elapsed` bring to the rings (or take out)."""
+        """Add what the rounds after the first `elapsed` bring to the rings, or take it out."""
         ring, period = self.ahead, self.period
         tokens = rounds.tokens[elapsed:] if sign > 0 else -rounds.tokens[elapsed:]
         at, count = self.steps % period, len(tokens)
