@@ -313,7 +313,14 @@ def test_the_same_texts_are_as_easy_for_every_policy():
     [
         ("cosine", {}),
         ({"name": "cosine", "adapt": "ladder", "drafters_per_request": 0}, {"k": 8}),
-        ("cosine", {"k": 8, "control": "goodput", "pool": {"overlap": False, "drafters": 3}}),
+        (
+            "cosine",
+            {
+                "k": 8,
+                "control": "goodput",
+                "pool": {"overlap": False, "drafters": 3, "hop_ms": 0, "step_ms": 0.2},
+            },
+        ),
         ("continuous", {}),
     ],
     ids=["table", "ladder", "goodput", "no rules"],
