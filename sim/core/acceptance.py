@@ -48,6 +48,9 @@ Tokens = NDArray[np.int64]
 class Acceptance(abc.ABC):
     """Numbers of accepted tokens, a function of seed, request and round."""
 
+    def joins(self, request_id: N, batch: N) -> None:  # noqa: B027
+        """Take note of a request that joins a decoding batch, which then is `batch` large."""
+
     @abc.abstractmethod
     def accepted(self, request_id: N, rounds: N) -> Counts:
         """Return how many tokens each of the first `rounds` rounds of a request accepts at most.

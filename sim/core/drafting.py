@@ -18,7 +18,7 @@ from typing import Final
 
 from mypy_extensions import mypyc_attr
 
-from sim.types import CostModel, N
+from sim.types import CostModel, DrafterRules, N
 
 PRIOR_RATE: Final = 0.6
 """Acceptance before anything was seen (assumption; spec: neighbours.md section 5)."""
@@ -105,3 +105,38 @@ class ByGoodput(Controller):
         self._accepted = self._accepted * self._keep + accepted
         self._tried = self._tried * self._keep + accepted + rejected
         self.rate = (self._accepted + self._prior) / (self._tried + PRIOR_TOKENS)
+
+
+class ByRules(Controller):
+    """The K that a policy's rules come to from round to round (`DrafterRules.next_drafts`).
+
+    The verifier is idle for `1 - verify/round` of a round; beside a verification that takes longer,
+    the drafters could finish `verify/draft - 1` rounds more. Both at the prices of the last K.
+
+    Args:
+        cost: prices the rounds.
+        rules: the policy's.
+        k_max: largest K.
+        first: K at first.
+    """
+
+    def __init__(self, cost: CostModel, rules: DrafterRules, k_max: N, first: N) -> None:
+        super().__init__(1)
+        self._cost = cost
+        self._rules = rules
+        self._k_max = k_max
+        self._drafts = min(first, k_max)
+
+    def choose(self, batch: N, kv: N) -> N:
+        """Return the next K."""
+        drafts = max(self._drafts, 1)
+        verify, draft = self._cost.phases(batch, drafts, kv)
+        idle = 1.0 - verify / self._cost.verify(batch, drafts).at(kv)
+        queued = max(verify / max(draft, 1) - 1.0, 0.0)
+        wanted = self._rules.next_drafts(self._drafts, idle, queued)
+        most = self._rules.most_drafts(batch) or self._k_max
+        return max(min(wanted, most, self._k_max), 1)
+
+    def note(self, batch: N, drafts: N, accepted: N) -> None:
+        """Remember K."""
+        self._drafts = drafts

@@ -243,6 +243,7 @@ class SpeculativeInstance(Instance):
         self.kv_tokens += cached
         self.num_decoding += 1
         self.joiners.append(request)
+        self.speculation.acceptance.joins(request.id, self.num_decoding)
         done = self.sim.rounds_done.get(request.id, 0)
         ends = self._lay(request, done, 0, cached, request.held_blocks)
         heappush(self.finishing, (ends, request.seq, request))

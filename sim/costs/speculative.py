@@ -1,7 +1,8 @@
 """Speculative decoding: what drafting adds to the step that verifies (`spec/neighbours.md` 5).
 
     round = host + verify(B, K) + draft(B, K)                 the drafter shares the GPUs
-    round = max(host + verify(B, K), draft(B, K)) + network   it has GPUs of its own
+    round = max(host + verify(B, K), draft(B, K)) + network   it has GPUs of its own, overlapped
+    round = host + verify(B, K) + draft(B, K) + network       ... and one waits for the other
 
 Every price stays affine between knots of the cached tokens, so a span of rounds is closed-form.
 """
@@ -13,7 +14,7 @@ import abc
 from mypy_extensions import mypyc_attr
 
 from sim.costs.pieces import combined, scaled, slower
-from sim.types import BadInput, CostModel, DecodePiece, N, to_fs
+from sim.types import BadInput, CostModel, DecodePiece, DrafterRules, N, to_fs
 
 NGRAM_SHARE = (6, 1000)
 """Prompt lookup takes 0.6 % of the verification (SpecDecode-Bench's simulator, 2601.11580)."""
@@ -44,6 +45,10 @@ class Drafter(abc.ABC):
             drafts: tokens drafted for each.
             verify: price of the step that verifies them.
         """
+
+    def nodes(self, batch: N, drafts: N) -> N:
+        """Return how many drafted tokens the target verifies for a request: of a chain, all."""
+        return drafts
 
     def prefill(self, chunks: N, new: N, context: N, quad: N) -> int:
         """Return what the drafter's own pass over prompt chunks takes, in femtoseconds."""
@@ -116,14 +121,52 @@ class NgramLookup(Drafter):
         return scaled(verify, *NGRAM_SHARE)
 
 
+class PooledDrafters(Drafter):
+    """A pool of small models, each on a GPU of its own, that share every drafted token (CoSine).
+
+    K times a step of a drafter with the requests it drafts for, and a hop to the others. What the
+    drafters of a request propose makes a tree of at most `width * K` tokens, all verified.
+
+    Args:
+        drafters: how many.
+        rules: how many of them propose for a request.
+        step_s: seconds of a drafter's step whatever it holds.
+        request_s: seconds for each request it drafts for.
+        hop_s: seconds to share a drafted token.
+    """
+
+    def __init__(
+        self,
+        drafters: N,
+        rules: DrafterRules,
+        step_s: float,
+        request_s: float,
+        hop_s: float,
+    ) -> None:
+        self.drafters = drafters
+        self.rules = rules
+        self.fixed_fs = to_fs(step_s) + to_fs(hop_s)
+        self.request_fs = to_fs(request_s)
+
+    def draft(self, batch: N, drafts: N, verify: DecodePiece) -> DecodePiece:
+        """Return K shared steps; requests are spread evenly over the drafters."""
+        each = -(-batch * self.rules.width(batch, self.drafters) // self.drafters)
+        return DecodePiece(drafts * (self.fixed_fs + self.request_fs * each), 0)
+
+    def nodes(self, batch: N, drafts: N) -> N:
+        """Return the largest tree."""
+        return drafts * self.rules.width(batch, self.drafters)
+
+
 class SpeculativeCost(CostModel):
     """A target's prices, with what the drafter adds to a round and to a prompt.
 
     Args:
         target: prices the target's steps.
         drafter: prices the drafts.
-        apart: the drafter has GPUs of its own: a round takes the longer of the two, and `network`.
+        apart: the drafter has GPUs of its own.
         network_s: seconds a round's tokens travel, there and back (`apart`).
+        overlap: drafting and verifying go on at once, so a round takes the longer (`apart`).
         draft_at_zero: share of a decode step that the drafter takes in rounds without drafts.
     """
 
@@ -134,13 +177,15 @@ class SpeculativeCost(CostModel):
         apart: bool = False,
         network_s: float = 0.0,
         draft_at_zero: float = 0.0,
+        overlap: bool = True,
     ) -> None:
         if not 0 <= draft_at_zero <= 1:
             raise BadInput(f"draft_at_zero {draft_at_zero}: expected a share from 0 to 1")
         self.target = target
         self.drafter = drafter
         self.apart = apart
-        self.network_fs = to_fs(network_s)
+        self.overlap = apart and overlap
+        self.network_fs = to_fs(network_s) if apart else 0
         self._idle_ppm = round(draft_at_zero * 1e6)
         self._plain: dict[N, DecodePiece] = {}
         self._drafts: dict[tuple[N, N], DecodePiece] = {}
@@ -163,11 +208,11 @@ class SpeculativeCost(CostModel):
             return self.decode(batch)
         piece = self._rounds.get((batch, drafts))
         if piece is None:
-            verify, draft = self.target.verify(batch, drafts), self._draft(batch, drafts)
-            if self.apart:
+            verify, draft = self._verify(batch, drafts), self._draft(batch, drafts)
+            if self.overlap:
                 piece = slower(verify, draft, self.network_fs)
             else:
-                piece = combined(verify, draft)
+                piece = combined(combined(verify, draft), DecodePiece(self.network_fs, 0))
             self._rounds[batch, drafts] = piece
         return piece
 
@@ -186,21 +231,29 @@ class SpeculativeCost(CostModel):
         """Price a round beside prompt chunks; the drafter prefills them too."""
         if not drafts or not batch:
             return self.step(chunks, new, context, quad, batch, kv)
-        verify = self.target.verify_step(chunks, new, context, quad, batch, kv, drafts)
+        nodes = self.drafter.nodes(batch, drafts)
+        verify = self.target.verify_step(chunks, new, context, quad, batch, kv, nodes)
         draft = self._draft(batch, drafts).at(kv)
         if chunks:
             draft += self.drafter.prefill(chunks, new, context, quad)
-        if self.apart:
+        if self.overlap:
             return max(verify, draft) + self.network_fs
-        return verify + draft
+        return verify + draft + self.network_fs
+
+    def phases(self, batch: N, drafts: N, kv: N) -> tuple[int, int]:
+        """Return what verifying and what drafting takes of a round, in femtoseconds."""
+        return self._verify(batch, drafts).at(kv), self._draft(batch, drafts).at(kv)
 
     def extrapolates(self, new: N, batch: N) -> bool:
         """As the target."""
         return self.target.extrapolates(new, batch)
 
+    def _verify(self, batch: N, drafts: N) -> DecodePiece:
+        return self.target.verify(batch, self.drafter.nodes(batch, drafts))
+
     def _draft(self, batch: N, drafts: N) -> DecodePiece:
         piece = self._drafts.get((batch, drafts))
         if piece is None:
-            verify = self.target.verify(batch, drafts)
+            verify = self._verify(batch, drafts)
             piece = self._drafts[batch, drafts] = self.drafter.draft(batch, drafts, verify)
         return piece

@@ -113,6 +113,24 @@ BIBTEX = r"""
   archivePrefix = {arXiv},
 }
 
+@misc{gao2025cosine,
+  title = {Collaborative Speculative Inference for Efficient {LLM} Inference Serving},
+  author = {Gao, Luyao and Liu, Jianchun and Xu, Hongli and Zhang, Xichong and Liao, Yunming and
+    Huang, Liusheng},
+  year = {2025},
+  eprint = {2503.10325},
+  archivePrefix = {arXiv},
+}
+
+@misc{miao2024specinfer,
+  title = {{SpecInfer}: Accelerating Generative Large Language Model Serving with Tree-based
+    Speculative Inference and Verification},
+  author = {Miao, Xupeng and Oliaro, Gabriele and Zhang, Zhihao and others},
+  year = {2024},
+  eprint = {2305.09781},
+  archivePrefix = {arXiv},
+}
+
 @article{liu1973scheduling,
   title = {Scheduling Algorithms for Multiprogramming in a Hard-Real-Time Environment},
   author = {Liu, C. L. and Layland, James W.},

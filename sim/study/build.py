@@ -90,7 +90,7 @@ def build(experiment: Experiment, choice: PolicyChoice) -> Setup:
     pools = _pools(experiment, policy)
     instances: list[InstanceInfo] = []
     for pool in sorted(pools, key=lambda pool: ROLE_ORDER.index(pool.role)):
-        whole = _instance(experiment, pool)
+        whole = _instance(experiment, policy, pool)
         for _ in range(pool.instances):
             instances += _lanes(experiment, whole, len(instances))
     if experiment.engine.async_scheduling:
@@ -152,7 +152,7 @@ def settings(
         e2e_slo_s=_bounds_s(experiment, trace, "e2e_ms"),
         predictor=_predictor(experiment, policy, trace, router_seed),
         outages=outages(engine.failures, failure_seed),
-        speculation=speculation_of(experiment, acceptance_seed),
+        speculation=speculation_of(experiment, policy, acceptance_seed),
     )
 
 
@@ -269,7 +269,7 @@ def _lanes(experiment: Experiment, whole: InstanceInfo, number: int) -> list[Ins
     return lanes
 
 
-def _instance(experiment: Experiment, pool: Pool) -> InstanceInfo:
+def _instance(experiment: Experiment, policy: Policy, pool: Pool) -> InstanceInfo:
     cluster, engine = experiment.cluster, experiment.engine
     gpu = pool.gpu or cluster.gpu
     costs = instance_cost(
@@ -285,7 +285,7 @@ def _instance(experiment: Experiment, pool: Pool) -> InstanceInfo:
         min_step_s=engine.min_step_ms / MS_PER_S,
         host=engine.host,
     )
-    costs, cost = with_drafter(experiment, pool, costs)
+    costs, cost = with_drafter(experiment, policy, pool, costs)
     gpus = pool.tp * pool.pp
     swap_bytes = engine.swap_space_gib * GIB * gpus
     # Every GPU of the instance copies its own share of a block over its own link.

@@ -25,6 +25,8 @@ MODELS = {
     "opt-": "zhang2022opt",
     "llama-2-": "touvron2023llama2",
     "llama-3.1-": "grattafiori2024llama3",
+    "llama-3.2-": "grattafiori2024llama3",
+    "llama-68m": "miao2024specinfer",
     "qwen2.5-": "qwen2024qwen25",
     "qwen3-": "qwen2025qwen3",
     "codellama-": "roziere2023codellama",

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sim.core.acceptance import Acceptance, Positions, Traced
-from sim.core.drafting import ByGoodput
+from sim.core.drafter_pool import Cooperative, DrafterPool
+from sim.core.drafting import ByGoodput, ByRules, Controller
 from sim.core.spec import Speculation
 from sim.costs.build import InstanceCost
 from sim.costs.catalogue import DTYPE_BYTES, Model, gpu_named, model_named
@@ -17,9 +18,16 @@ from sim.costs.library import find_profile
 from sim.costs.memory import check_fits, check_layout
 from sim.costs.model import StepCost
 from sim.costs.profile import Profile
-from sim.costs.speculative import Drafter, DraftHead, DraftModel, NgramLookup, SpeculativeCost
-from sim.study.speculative_config import SpeculativeConfig
-from sim.types import BadInput, CostModel, Policy, Pool
+from sim.costs.speculative import (
+    Drafter,
+    DraftHead,
+    DraftModel,
+    NgramLookup,
+    PooledDrafters,
+    SpeculativeCost,
+)
+from sim.study.speculative_config import PoolConfig, SpeculativeConfig
+from sim.types import BadInput, CostModel, OneDrafter, Policy, Pool
 
 if TYPE_CHECKING:
     from sim.study.config import Experiment
@@ -30,6 +38,9 @@ ROOFLINE_OVERHEAD_MS = 0.3
 """Launches and sampling of a drafting step that peak figures leave out (assumption): 0.74 ms a
 drafted position of EAGLE-1 on an H100 (vLLM #20780) less the 0.44 ms that reading one layer and the
 lm_head of Llama-3.1-8B takes."""
+
+FIRST_DRAFTS = 4
+"""Tokens drafted at first where a policy's rules adapt their number (CoSine; assumption)."""
 
 STATIC = "runs static batches"
 """What policies say of themselves that run batches to completion (`Policy.synchronous`)."""
@@ -53,7 +64,7 @@ class Drafting:
 
 
 def with_drafter(
-    experiment: Experiment, pool: Pool, costs: InstanceCost
+    experiment: Experiment, policy: Policy, pool: Pool, costs: InstanceCost
 ) -> tuple[InstanceCost, CostModel]:
     """Return an instance with less room for the KV cache, and prices of its rounds.
 
@@ -68,7 +79,10 @@ def with_drafter(
     if config is None or not config.num_speculative_tokens:
         return costs, costs.cost
     try:
-        drafting = _drafting(config, experiment.cluster.gpu, pool, costs)
+        if config.method == "drafter_pool":
+            drafting = _pooled(config, policy)
+        else:
+            drafting = _drafting(config, experiment.cluster.gpu, pool, costs)
         blocks = costs.num_gpu_blocks
         if experiment.engine.num_gpu_blocks is None:
             blocks = _blocks_left(drafting, costs, config)
@@ -78,25 +92,30 @@ def with_drafter(
     cost = SpeculativeCost(
         costs.cost,
         drafting.drafter,
-        config.placement == "pool",
+        config.placement == "pool" or config.method == "drafter_pool",
         config.network_ms / MS_PER_S,
         config.draft_at_zero,
+        _pool_of(config).overlap,
     )
     return replace(costs, num_gpu_blocks=blocks, notes=notes), cost
 
 
-def speculation_of(experiment: Experiment, seed: int) -> Speculation | None:
+def speculation_of(experiment: Experiment, policy: Policy, seed: int) -> Speculation | None:
     """Return the speculation of a run; `seed` is of the accepted tokens."""
     config = experiment.speculative
     if config is None:
         return None
     k_max = config.num_speculative_tokens
-    control = None
+    control: Callable[[CostModel], Controller] | None = None
     if config.control == "goodput":
         control = partial(
             ByGoodput, k_max=k_max, window=config.window, prior_rate=config.prior_rate
         )
-    return Speculation(k_max, config.table(), _acceptance(experiment, config, seed), control)
+    elif config.method == "drafter_pool" and policy.drafters is not None and k_max:
+        first = FIRST_DRAFTS if policy.drafters.adapts else k_max
+        control = partial(ByRules, rules=policy.drafters, k_max=k_max, first=first)
+    acceptance = _acceptance(experiment, config, policy, seed)
+    return Speculation(k_max, config.table(), acceptance, control)
 
 
 def check_speculation(experiment: Experiment, policy: Policy) -> None:
@@ -144,6 +163,21 @@ def _drafting(
         target.layer_matmul_params * DTYPE_BYTES[dtype],
         target.kv_bytes_per_token(dtype, pool.tp) // target.layers,
     )
+
+
+def _pooled(config: SpeculativeConfig, policy: Policy) -> Drafting:
+    pool = _pool_of(config)
+    times_s = (ms / MS_PER_S for ms in (pool.step_ms, pool.request_ms, pool.hop_ms))
+    drafter = PooledDrafters(pool.drafters, policy.drafters or OneDrafter(), *times_s)
+    note = (
+        f"the pool's {pool.drafters} drafters, their acceptance and their times are assumed, and "
+        "their GPUs are in no count of GPUs"
+    )
+    return Drafting(drafter, notes=(note,))
+
+
+def _pool_of(config: SpeculativeConfig) -> PoolConfig:
+    return config.pool or PoolConfig()
 
 
 def _draft_model(config: SpeculativeConfig, gpu: str, pool: Pool, dtype: str) -> Drafting:
@@ -202,9 +236,16 @@ def _blocks_left(drafting: Drafting, costs: InstanceCost, config: SpeculativeCon
 # -- what is accepted ---------------------------------------------------------------------------
 
 
-def _acceptance(experiment: Experiment, config: SpeculativeConfig, seed: int) -> Acceptance:
+def _acceptance(
+    experiment: Experiment, config: SpeculativeConfig, policy: Policy, seed: int
+) -> Acceptance:
     how = config.acceptance
     most = max(config.num_speculative_tokens, 1)
+    if config.method == "drafter_pool":
+        like = _pool_of(config)
+        keys = {"drafters", "domains", "worst_rate", "best_rate", "off_domain", "fusion_gain"}
+        drafters = DrafterPool(**like.model_dump(include=keys))
+        return Cooperative(drafters, policy.drafters or OneDrafter(), most, seed)
     if how.file is not None:
         key = "speculative.acceptance.file"
         try:

@@ -86,11 +86,35 @@ class AcceptanceConfig(_Section):
         return (NGRAM_RATES if method == "ngram" else HEAD_RATES)[self.data]
 
 
+class PoolConfig(_Section):
+    """A pool of small models that draft together (CoSine); every number is assumed."""
+
+    drafters: int = Field(16, ge=1, le=255, description="how many, each on a GPU of its own")
+    domains: int = Field(
+        5, ge=1, le=255, description="kinds of texts, equally frequent; a drafter knows one"
+    )
+    worst_rate: Rate = Field(0.42, description="acceptance in the domain where it is lowest")
+    best_rate: Rate = Field(0.78, description="and where it is highest; the others lie between")
+    off_domain: Rate = Field(0.75, description="factor for a drafter of another domain")
+    fusion_gain: Rate = Field(
+        0.04, description="what each drafter beside the best adds to the rate, for up to 3"
+    )
+    step_ms: float = Field(3.0, ge=0, description="a drafter's step, ms")
+    request_ms: float = Field(0.05, ge=0, description="and for each request it drafts for, ms")
+    hop_ms: float = Field(1.0, ge=0, description="time to share a drafted token, ms")
+    overlap: bool = Field(
+        True,
+        description="drafting and verifying go on at once: a round takes the longer of them; "
+        "false: one after the other",
+    )
+
+
 class SpeculativeConfig(_Section):
     """Speculative decoding."""
 
-    method: Literal["draft_model", "eagle", "medusa", "ngram"] = Field(
-        description="who drafts: a smaller model, a head on the target, or a look-up in the text"
+    method: Literal["draft_model", "eagle", "medusa", "ngram", "drafter_pool"] = Field(
+        description="who drafts: a smaller model, a head on the target, a look-up in the text, or "
+        "a pool of small models that the policy chooses from (cosine; others use one of them)"
     )
     num_speculative_tokens: int = Field(
         ge=0, le=MOST_DRAFTS, description="tokens a request drafts in a step, K; 0: none"
@@ -104,8 +128,8 @@ class SpeculativeConfig(_Section):
     )
     control: Literal["table", "goodput"] = Field(
         "table",
-        description="who chooses K: the keys above, or most expected tokens a second (SmartSpec), "
-        "up to them",
+        description="who chooses K: the keys above (and a policy that has rules for it), or most "
+        "expected tokens a second (SmartSpec), up to them",
     )
     window: int = Field(
         WINDOW_ROUNDS,
@@ -133,7 +157,10 @@ class SpeculativeConfig(_Section):
         None, description="of placement: pool: their catalogue name; null: the cluster's"
     )
     network_ms: float = Field(
-        1.0, ge=0, description="of placement: pool: time a round's tokens travel both ways, ms"
+        1.0,
+        ge=0,
+        description="of placement: pool and of drafter_pool: time a round's tokens travel both "
+        "ways, ms",
     )
     step_overhead_ms: float | None = Field(
         None,
@@ -150,6 +177,7 @@ class SpeculativeConfig(_Section):
     head_kv_token_ms: float | None = Field(
         None, ge=0, description="and for each cached token, ms; null: 6 % of the target's"
     )
+    pool: PoolConfig | None = Field(None, description="of drafter_pool; null: its defaults")
     draft_at_zero: float = Field(
         0.0,
         ge=0,
@@ -163,7 +191,7 @@ class SpeculativeConfig(_Section):
         if self.method == "draft_model" and drafts and self.model is None:
             raise ValueError(
                 f"method: draft_model with num_speculative_tokens {drafts} needs a draft profile: "
-                "`model` (and `profile`); other methods: eagle, medusa, ngram"
+                "`model` (and `profile`); other methods: eagle, medusa, ngram, drafter_pool"
             )
         of_model = ("model", "draft_tensor_parallel_size", "draft_gpu", "step_overhead_ms")
         of_head = ("head_step_ms", "head_row_ms", "head_kv_token_ms")
@@ -175,6 +203,10 @@ class SpeculativeConfig(_Section):
                     )
         if self.placement == "pool" and self.method != "draft_model":
             raise ValueError(f"placement: pool is of method: draft_model, got {self.method}")
+        if self.pool is not None and self.method != "drafter_pool":
+            raise ValueError(f"pool is of method: drafter_pool, got method: {self.method}")
+        if self.acceptance != AcceptanceConfig() and self.method == "drafter_pool":
+            raise ValueError("acceptance: method: drafter_pool has its own; valid: keys of `pool`")
         if self.draft_gpu is not None and self.placement != "pool":
             raise ValueError("draft_gpu is of placement: pool")
         given = [getattr(self, key) is not None for key in of_head]

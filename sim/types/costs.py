@@ -86,6 +86,10 @@ class CostModel(abc.ABC):
             raise _no_verification(self)
         return self.step(chunks, new, context, quad, batch, kv)
 
+    def phases(self, batch: N, drafts: N, kv: N) -> tuple[int, int]:
+        """Return what verifying and what drafting takes of a round, in femtoseconds."""
+        return self.verify(batch, drafts).at(kv), 0
+
     @abc.abstractmethod
     def extrapolates(self, new: N, batch: N) -> bool:
         """Whether a step with `new` chunk tokens and `batch` decodes leaves the fitted range."""

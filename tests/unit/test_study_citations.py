@@ -51,7 +51,7 @@ def test_entries_are_meant_by_their_identifiers(text, keys):
      ("sarathi", "agrawal2024sarathi"), ("splitwise", "patel2024splitwise"),
      ("distserve", "zhong2024distserve"), ("bucketserve", "zheng2025bucketserve"),
      ("bucketserve-optimal", "jagadish1998histograms"), ("uellm", "he2024uellm"),
-     ("deadline-batch", "liu1973scheduling")],
+     ("deadline-batch", "liu1973scheduling"), ("cosine", "gao2025cosine")],
 )  # fmt: skip
 def test_policies_cite_their_papers(name, key):
     assert key in cited_in(section(policies.load(name), "Reference"))

@@ -1,5 +1,6 @@
 """The `speculative` section: what it means, what it costs in memory, what is refused."""
 
+import numpy as np
 import pytest
 
 from sim.core.acceptance import Traced
@@ -188,7 +189,7 @@ def test_readers_are_told():
         (section("draft_model"), "num_speculative_tokens 3 needs a draft profile: `model`"),
         (section("draft_model", model="llama-68m"), "speculative: no profile for llama-68m"),
         (section("draft_model", model="nano"), "unknown model 'nano'"),
-        (section("lookahead"), "'draft_model', 'eagle', 'medusa' or 'ngram', got 'lookahead'"),
+        (section("lookahead"), "'ngram' or 'drafter_pool', got 'lookahead'"),
         (section(k=99), "less than or equal to 64, got 99"),
         (section(model="llama-68m"), "model is of method: draft_model, got method: eagle"),
         (section("ngram", head_step_ms=1), "head_step_ms is of method: eagle, medusa"),
@@ -201,6 +202,9 @@ def test_readers_are_told():
         (section(num_speculative_tokens_per_batch_size={"2-4": 1}), "'2-4': ranges begin at 1"),
         (section(num_speculative_tokens_per_batch_size={"1-4": 4}), "'1-4': 4 tokens; valid: 0 to"),
         (section(num_speculative_tokens_per_batch_size={"1-9": 1, "9": 0}), "do not overlap"),
+        (section(pool={"drafters": 2}), "pool is of method: drafter_pool, got method: eagle"),
+        (section("drafter_pool", pool={"best_rate": 2}), "less than or equal to 1, got 2"),
+        (section("drafter_pool", acceptance={"data": "cnn"}), "drafter_pool has its own; valid"),
         (section(tokens=3), "unknown key 'speculative.tokens'"),
         ({"num_speculative_tokens": 3}, "speculative.method is missing"),
         (section(acceptance={"model": "trace", "file": "gone.txt"}), "gone.txt: cannot be read"),
@@ -302,3 +306,46 @@ def test_the_same_texts_are_as_easy_for_every_policy():
     data = section(acceptance={"model": "geometric", "rate": 0.6})
     one, two = (figures(data, concurrency=many)["spec_decode_accepted_tokens"] for many in (1, 16))
     assert one == two
+
+
+@pytest.mark.parametrize(
+    ("policy", "keys"),
+    [
+        ("cosine", {}),
+        ({"name": "cosine", "adapt": "ladder", "drafters_per_request": 0}, {"k": 8}),
+        (
+            "cosine",
+            {
+                "k": 8,
+                "control": "goodput",
+                "pool": {"overlap": False, "drafters": 3, "hop_ms": 0, "step_ms": 0.2},
+            },
+        ),
+        ("continuous", {}),
+    ],
+    ids=["table", "ladder", "goodput", "no rules"],
+)
+def test_a_pool_of_drafters_fused_and_step_by_step(policy, keys):
+    records = []
+    for fuse in (True, False):
+        data = section("drafter_pool", **keys)
+        chosen = experiment(data, policy, engine={"fuse_steps": fuse}, num_requests=30)
+        records.append(replicate(chosen, chosen.policies[0], 0).record)
+    fused, single = records
+    for name, column in fused.requests.items():
+        assert (column == single.requests[name]).all() or (
+            name.endswith("_s") and np.array_equal(column, single.requests[name], equal_nan=True)
+        ), name
+    assert fused.counters == single.counters
+    assert fused.counters["accepted_tokens"]
+
+
+def test_cooperation_is_told_how_many_there_are():
+    found = {}
+    for width in (1, 4):
+        data, policy = section("drafter_pool"), {"name": "cosine", "drafters_per_request": width}
+        setup = built(data, policy=policy)
+        found[width] = setup.specs[0].cost.verify(8, 3).at(0)
+        assert any("16 drafters, their acceptance and their times are assumed" in note
+                   for note in setup.notes)  # fmt: skip
+    assert found[1] < found[4]
