@@ -18,7 +18,9 @@ from sim.costs.catalogue import gpu_named, model_named
 from sim.costs.memory import min_tp
 from sim.study.config import Experiment, PolicyChoice
 from sim.study.failures_config import outages
+from sim.study.power_config import capped, cluster_power
 from sim.study.statistics.clock import ENGINE
+from sim.study.statistics.energy import ClusterPower
 from sim.types import BadInput, ClusterInfo, Policy, Pool, Trace
 from workloads.arrivals import Closed
 
@@ -60,11 +62,13 @@ class Setup:
         policy: the decisions.
         instances: by instance id.
         notes: what the reader of any output must be told.
+        power: what its energy is counted by; None: unknown.
     """
 
     policy: Policy
     instances: tuple[InstanceInfo, ...]
     notes: tuple[str, ...]
+    power: ClusterPower | None = None
 
     @property
     def specs(self) -> list[InstanceSpec]:
@@ -99,7 +103,9 @@ def build(experiment: Experiment, choice: PolicyChoice) -> Setup:
             raise BadInput(f"{where}: {error}") from None
     costs = [instance.costs for instance in instances]
     notes = [note for cost in costs for note in cost.notes]
-    return Setup(policy, tuple(instances), tuple(dict.fromkeys(notes)))
+    where = experiment.origins.where
+    power, told = cluster_power(experiment.power, experiment.cluster.model, instances, where)
+    return Setup(policy, tuple(instances), tuple(dict.fromkeys(notes + told)), power)
 
 
 def settings(
@@ -291,7 +297,7 @@ def _instance(experiment: Experiment, pool: Pool) -> InstanceInfo:
     if not usable_blocks:
         raise BadInput("engine.num_gpu_blocks 1: none is left beside the null block; at least 2")
     spec = InstanceSpec(
-        cost=costs.cost,
+        cost=capped(experiment.power, gpu, costs.cost, experiment.origins.where),
         total_blocks=usable_blocks,
         block_size=costs.block_size,
         role=pool.role,

@@ -14,6 +14,7 @@ import policies
 from sim.core.routers import ROUTERS
 from sim.costs.profile import HostTerm
 from sim.study.failures_config import FailuresConfig
+from sim.study.power_config import PowerConfig
 from sim.study.presets import fill
 from sim.study.statistics.clock import ENGINE, Clock
 from sim.study.validation import shown, unknown_key, validate
@@ -349,6 +350,7 @@ class Experiment:
     engine: EngineConfig
     run: RunConfig
     origins: Origins
+    power: PowerConfig | None = None
 
     def resolved(self) -> dict[str, Any]:
         """Return every value, defaults included, as plain data: a config file's content."""
@@ -363,6 +365,7 @@ class Experiment:
             "slo": self.slo.model_dump(mode="json"),
             "engine": self.engine.model_dump(mode="json"),
             "run": self.run.model_dump(mode="json"),
+            "power": None if self.power is None else self.power.model_dump(mode="json"),
         }
 
     def origin(self, key: str) -> str:
@@ -377,7 +380,7 @@ class Experiment:
 
 
 REQUIRED = ("cluster", "policy", "workload")
-KEYS = ("cluster", "policy", "workload", "slo", "engine", "run")
+KEYS = ("cluster", "policy", "workload", "slo", "engine", "run", "power")
 ABOUT = "about"
 """What a run adds to the config it writes; ignored when that file is run again."""
 
@@ -429,6 +432,7 @@ def resolve(data: Mapping[str, Any], source: str, overrides: Sequence[str] = ())
         if data.get(key) is None:
             raise BadInput(f"{origins.file}: {key} is missing; needed: {', '.join(REQUIRED)}")
     engine = validate(EngineConfig, data.get("engine"), "engine", where)
+    power = data.get("power")
     _check_clock(engine, origins)
     return Experiment(
         cluster=validate(ClusterConfig, data["cluster"], "cluster", where),
@@ -438,6 +442,7 @@ def resolve(data: Mapping[str, Any], source: str, overrides: Sequence[str] = ())
         engine=engine,
         run=validate(RunConfig, data.get("run"), "run", where),
         origins=origins,
+        power=None if power is None else validate(PowerConfig, power, "power", where),
     )
 
 
