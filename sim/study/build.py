@@ -103,8 +103,9 @@ def build(experiment: Experiment, choice: PolicyChoice) -> Setup:
             raise BadInput(f"{where}: {error}") from None
     costs = [instance.costs for instance in instances]
     notes = [note for cost in costs for note in cost.notes]
-    where = experiment.origins.where
-    power, told = cluster_power(experiment.power, experiment.cluster.model, instances, where)
+    power, told = cluster_power(
+        experiment.power, experiment.cluster.model, instances, experiment.origins.where
+    )
     return Setup(policy, tuple(instances), tuple(dict.fromkeys(notes + told)), power)
 
 

@@ -6,6 +6,9 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
+from policies import load
+from policies.parts.smdp_tables import Power
+from policies.smdp import DECODE_MIDDLE
 from sim.costs.build import instance_cost
 from sim.costs.capped import CappedCost
 from sim.costs.catalogue import gpus
@@ -81,6 +84,15 @@ def test_every_entry_is_of_a_gpu_and_says_where_it_is_from():
     assert set(powers()) <= set(gpus())
     assert all(p.quality and p.source for p in powers().values())
     assert all(p.idle_w < p.logistic.min_w < p.logistic.max_w <= p.tdp_w for p in powers().values())
+
+
+def test_smdp_takes_an_instance_for_an_a100():
+    config = load("smdp").Config()
+    low, high = config.decode_min_w, config.decode_max_w
+    own = Power(config.prefill_w, low, high, DECODE_MIDDLE)
+    for batch in BATCHES:
+        assert own.decode_watts(batch) == pytest.approx(watts("a100-80gb", "logistic", batch=batch))
+    assert own.prefill_w == watts("a100-80gb", "logistic", chunk=9)
 
 
 def test_a_gpu_without_data_is_named_with_those_that_have_some():

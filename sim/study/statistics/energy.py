@@ -20,9 +20,9 @@ Over the whole run, warm-up and end included:
 Conventions (named assumptions): what of a step is no computation (KV copies it waits for, an
 engine's minimum, a pipeline lane's wait for a stage) draws the power of the step; a restart after
 out of memory, the step that a failure or the horizon cuts, and a wait are idle; of a pipeline whose
-stages take turns, the others idle; links draw nothing. In `mfu` and `roofline` the prompts of a step
-count as equally long, and keys that a chunk finds in the cache are read but not computed on: the
-log keeps no more.
+stages take turns, the others idle; links draw nothing. In `mfu` and `roofline` the prompts of a
+step count as equally long, and keys that a chunk finds in the cache are read but not computed on:
+the log keeps no more.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sim.core.records import MIXED, PREFILL, STATIC_PREFILL, RunRecord
+from sim.core.records import KINDS, RunRecord
 from sim.costs.power import GpuPower, PowerModel
 from sim.types import FS_PER_S
 
@@ -42,6 +42,8 @@ Floats = NDArray[np.float64]
 Rows = NDArray[np.void]
 
 J_PER_KWH = 3.6e6
+PHASES = ("prefill", "decode", "mixed")
+PHASE_OF_KIND = np.array([PHASES.index(kind.removeprefix("static_")) for kind in KINDS])
 PIECE_STEPS = 1 << 18
 """Steps written out at a time (some 10 MB an array)."""
 
@@ -149,14 +151,15 @@ def energy_figures(
 
 def phase_energy_j(rows: Rows, cluster: ClusterPower, span_s: Floats) -> dict[str, float]:
     """Return the joules of the GPUs in steps that prefill, decode, and do both."""
-    energy = np.zeros(len(rows))
+    alike: dict[InstancePower, list[int]] = {}
     for id, instance in enumerate(cluster.instances):
-        mine = rows["instance"] == id
+        alike.setdefault(instance, []).append(id)
+    energy = np.zeros(len(rows))
+    for instance, ids in alike.items():
+        mine: Any = slice(None) if len(alike) == 1 else np.isin(rows["instance"], ids)
         energy[mine] = row_energy_j(rows[mine], cluster.model, instance, span_s[mine])
-    prefill = np.isin(rows["kind"], (PREFILL, STATIC_PREFILL))
-    mixed = rows["kind"] == MIXED
-    phases = {"prefill": prefill, "decode": ~prefill & ~mixed, "mixed": mixed}
-    return {name: float(energy[of].sum()) for name, of in phases.items()}
+    sums = np.bincount(PHASE_OF_KIND[rows["kind"]], energy, len(PHASES))
+    return dict(zip(PHASES, sums.tolist(), strict=True))
 
 
 def idle_energy_j(
