@@ -43,6 +43,9 @@ MEASURED = (
 )
 """Batch, J a token, what, place of its name in points: published for an H100
 (spec/neighbours.md section 6)."""
+MEASURED_W = ((8, 302, "3B"), (8, 352, "7B"), (8, 378, "8B"))
+"""Batch, watts, model: mean board power of an A100-80GB, vLLM with 8 requests in flight, without
+the 30 idle seconds of its log (github.com/chuyishang/inference-energy, results_paste.md)."""
 RATES = (10, 40, 60)
 CAPS_W = (None, 500, 350)
 FIGURE = "gpu_energy_j_per_output_token"
@@ -103,6 +106,9 @@ def draw() -> Figure:
                     markeredgewidth=0.5, zorder=3)  # fmt: skip
         energy.annotate(what, (batch, joules), at, textcoords="offset points", ha="center",
                         fontsize=6.5)  # fmt: skip
+    for batch, drawn, _ in MEASURED_W:
+        power.plot(batch, drawn, "s", color=GPUS["a100-80gb"]["color"], markersize=5,
+                   markeredgecolor="black", markeredgewidth=0.5, zorder=3)  # fmt: skip
     power.set(ylabel="watts of one GPU in a decode step", ylim=(0, 720))
     energy.set(ylabel="joules per output token, decode only", yscale="log", ylim=(0.03, 6))
     energy.set_yticks([0.05, 0.1, 0.2, 0.5, 1, 2, 5], ["0.05", "0.1", "0.2", "0.5", "1", "2", "5"])
@@ -127,7 +133,10 @@ def _legend(figure: Figure) -> None:
     handles += [Line2D([], [], label=m, color="#444444", **of) for m, of in MODELS.items()]
     handles.append(Line2D([], [], label="published, H100", marker="o", color="#d9772b",
                           markeredgecolor="black", markeredgewidth=0.5, linestyle=""))  # fmt: skip
-    figure.legend(handles=handles, loc="outside lower center", ncols=len(handles))
+    handles.append(Line2D([], [], label="measured, A100, models of 3B, 7B, 8B", marker="s",
+                          **GPUS["a100-80gb"], markersize=5, markeredgecolor="black",
+                          markeredgewidth=0.5, linestyle=""))  # fmt: skip
+    figure.legend(handles=handles, loc="outside lower center", ncols=5)
 
 
 def check_points() -> None:
@@ -139,6 +148,11 @@ def check_points() -> None:
         at = BATCHES.tolist().index(batch)
         ours = " | ".join(f"{found[m][at]:.3f}" for m in MODELS)
         print(f"| {batch} | {joules:g} ({what}) | {ours} |")
+    watts = {model: decoding("a100-80gb", model)[0] for model in MODELS}
+    for batch, drawn, what in MEASURED_W:
+        at = BATCHES.tolist().index(batch)
+        ours = " | ".join(f"{watts[m][at]:.0f} W" for m in MODELS)
+        print(f"| {batch} | {drawn} W ({what}, A100) | {ours} |")
     falls = " | ".join(f"{found[m][0] / found[m][-1]:.0f}x" for m in MODELS)
     print(f"| 1 over 128 | 35-50x | {falls} |")
 

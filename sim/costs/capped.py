@@ -38,8 +38,14 @@ class CappedCost(CostModel):
     def step(self, chunks: N, new: N, context: N, quad: N, batch: N, kv: N) -> int:
         """Price a step, in femtoseconds (arguments: `CostModel.step`)."""
         duration_fs = self.cost.step(chunks, new, context, quad, batch, kv)
-        if not chunks:
-            return duration_fs
+        return self._slowed(duration_fs, new, batch) if chunks else duration_fs
+
+    def extrapolates(self, new: N, batch: N) -> bool:
+        """Whether the inner model leaves its fitted range."""
+        return self.cost.extrapolates(new, batch)
+
+    def _slowed(self, duration_fs: int, new: N, batch: N) -> int:
+        """Return what a step of `new` prompt tokens and `batch` decodes lasts under the cap."""
         key = (min(new, FULL_CHUNK_TOKENS), batch)
         demand_mw = self._demand_mw.get(key)
         if demand_mw is None:
@@ -47,7 +53,3 @@ class CappedCost(CostModel):
         if demand_mw <= self.cap_mw:
             return duration_fs
         return duration_fs * demand_mw // self.cap_mw
-
-    def extrapolates(self, new: N, batch: N) -> bool:
-        """Whether the inner model leaves its fitted range."""
-        return self.cost.extrapolates(new, batch)

@@ -15,7 +15,7 @@ Quality: absolute power of decode is known to +-30 % at best, and prompts below 
 steps, links and processors under load are not known at all (spec/neighbours.md section 6). Compare
 policies under `phase`, `logistic` and `roofline`: a conclusion that flips is not one.
 
-Reference: Patel et al., "Splitwise", ISCA 2024, arXiv:2311.18677; arXiv:2507.11417.
+Reference: Patel et al., "Splitwise", ISCA 2024, arXiv:2311.18677; Ozcan et al., arXiv:2507.11417.
 """
 
 from __future__ import annotations

@@ -358,15 +358,17 @@ class Experiment:
             {"name": p.name, "label": p.label, **p.params.model_dump(mode="json")}
             for p in self.policies
         ]
-        return {
+        found = {
             "cluster": self.cluster.model_dump(mode="json"),
             "policy": chosen,
             "workload": self.workload.model_dump(mode="json"),
             "slo": self.slo.model_dump(mode="json"),
             "engine": self.engine.model_dump(mode="json"),
             "run": self.run.model_dump(mode="json"),
-            "power": None if self.power is None else self.power.model_dump(mode="json"),
         }
+        if self.power is not None:  # its absence leaves no trace: results keep their names
+            found["power"] = self.power.model_dump(mode="json")
+        return found
 
     def origin(self, key: str) -> str:
         """Return where a dotted key's value is from: a file, command line, preset or default."""
