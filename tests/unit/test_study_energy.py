@@ -6,6 +6,7 @@ from test_study_metrics import record, step, steps
 
 from sim.core.records import DECODE, MIXED, Outage
 from sim.costs.power import power_of
+from sim.report.sweeps import point_columns
 from sim.report.tables import comparison_table, result_table
 from sim.study.build import build
 from sim.study.config import resolve
@@ -267,6 +268,14 @@ def test_wide_comparisons_show_it_if_asked():
     for overrides, expected in (((), False), (("power.model=phase",), True)):
         found = compare(experiment(*overrides, "run.replications=1", policy=policies))
         assert ("J/tok" in text_of(comparison_table(comparison_of(found)))) == expected
+
+
+def test_sweeps_of_power_show_it():
+    summary = {"label": "a", "saturation": "stable", "n_replications": 2}
+    summary |= {"gpu_energy_j_per_output_token": 0.25}
+    for key, expected in (("power.cap_w", True), ("run.seed", False)):
+        point = summary | {"values": {key: 400}}
+        assert ("J/token" in point_columns([key], [point])) == expected
 
 
 def test_the_section_is_in_the_resolved_config():
