@@ -185,6 +185,15 @@ def test_a_cap_slows_prompts_and_saves_power():
     assert above["mean_ttft_ms"] == plain["mean_ttft_ms"]
 
 
+def test_kernels_are_slower_under_a_cap_as_well():
+    floored = ("engine.min_step_ms=20", "run.replications=1")
+    plain, capped = (
+        run(experiment(*floored, *cap, policy="distserve")).summary
+        for cap in ((), ("power.cap_w=350",))
+    )
+    assert capped["gpu_kernel_frac"] > plain["gpu_kernel_frac"]
+
+
 def test_a_cap_on_fused_spans_is_exact():
     policy = {"name": "continuous", "scheduler": "v0"}
     records = [
