@@ -23,6 +23,8 @@ PREFIX = "tests/golden/test_golden_prefix.py"
 POOL = "tests/properties/test_block_pool.py"
 PREFIXES_UNIT = "tests/unit/test_core_prefixes.py"
 ROUTERS_UNIT = "tests/unit/test_core_routers.py"
+ENERGY_UNIT = "tests/unit/test_study_energy.py"
+POWER_UNIT = "tests/unit/test_costs_power.py"
 
 
 @dataclass(frozen=True)
@@ -563,5 +565,34 @@ ENGINE = (
         "and busiest > limits.balance_rel_threshold * idlest.outstanding",
         "and busiest > 1 << 62",
         (ROUTERS_UNIT,),
+    ),
+    # Energy.
+    Mutation(
+        "energy: busy GPUs idle as well",
+        "sim/study/statistics/energy.py",
+        "instance.gpus * up_s - instance.busy_gpus * busy_s",
+        "instance.gpus * up_s",
+        (ENERGY_UNIT,),
+    ),
+    Mutation(
+        "energy: the cache does not grow within a span",
+        "sim/study/statistics/energy.py",
+        "moved[row] + k * (batch * instance.kv_token_bytes)[row]",
+        "moved[row]",
+        (ENERGY_UNIT,),
+    ),
+    Mutation(
+        "energy: an instance that is down draws idle power",
+        "sim/study/statistics/energy.py",
+        "up_s = max(duration_s - float(down_s), 0.0)",
+        "up_s = duration_s",
+        (ENERGY_UNIT,),
+    ),
+    Mutation(
+        "a power cap slows no mixed step",
+        "sim/costs/capped.py",
+        "if demand_mw <= self.cap_mw:",
+        "if demand_mw <= self.cap_mw or batch:",
+        (POWER_UNIT,),
     ),
 )

@@ -125,13 +125,13 @@ def gpu_named(name: str) -> Gpu:
 @cache
 def models() -> dict[str, Model]:
     """Return the models of the catalogue by name."""
-    return {name: Model(name=name, **entry) for name, entry in _read("models").items()}
+    return {name: Model(name=name, **entry) for name, entry in read_entries("models").items()}
 
 
 @cache
 def gpus() -> dict[str, Gpu]:
     """Return the GPUs of the catalogue by name."""
-    return {name: Gpu(name=name, **entry) for name, entry in _read("gpus").items()}
+    return {name: Gpu(name=name, **entry) for name, entry in read_entries("gpus").items()}
 
 
 def unknown(kind: str, name: str, valid: Iterable[str]) -> BadInput:
@@ -149,7 +149,8 @@ def _pick(kind: str, name: str, entries: dict[str, _E]) -> _E:
     return entries[name]
 
 
-def _read(file: str) -> dict[str, dict[str, Any]]:
+def read_entries(file: str) -> dict[str, dict[str, Any]]:
+    """Return the entries of a file of the catalogue, by name."""
     path = Path(__file__).parent / "catalogue" / f"{file}.yaml"
     entries: dict[str, dict[str, Any]] = read_shipped(path)
     return entries

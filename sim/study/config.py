@@ -14,6 +14,7 @@ import policies
 from sim.core.routers import ROUTERS
 from sim.costs.profile import HostTerm
 from sim.study.failures_config import FailuresConfig
+from sim.study.power_config import PowerConfig
 from sim.study.presets import fill
 from sim.study.speculative_config import SpeculativeConfig
 from sim.study.statistics.clock import ENGINE, Clock
@@ -351,6 +352,7 @@ class Experiment:
     run: RunConfig
     origins: Origins
     speculative: SpeculativeConfig | None = None
+    power: PowerConfig | None = None
 
     def resolved(self) -> dict[str, Any]:
         """Return every value, defaults included, as plain data: a config file's content."""
@@ -368,6 +370,8 @@ class Experiment:
         }
         if self.speculative is not None:  # its absence leaves no trace: results keep their names
             found["speculative"] = self.speculative.model_dump(mode="json")
+        if self.power is not None:  # its absence leaves no trace: results keep their names
+            found["power"] = self.power.model_dump(mode="json")
         return found
 
     def origin(self, key: str) -> str:
@@ -382,7 +386,7 @@ class Experiment:
 
 
 REQUIRED = ("cluster", "policy", "workload")
-KEYS = ("cluster", "policy", "workload", "slo", "engine", "run", "speculative")
+KEYS = ("cluster", "policy", "workload", "slo", "engine", "run", "speculative", "power")
 ABOUT = "about"
 """What a run adds to the config it writes; ignored when that file is run again."""
 
@@ -434,6 +438,7 @@ def resolve(data: Mapping[str, Any], source: str, overrides: Sequence[str] = ())
         if data.get(key) is None:
             raise BadInput(f"{origins.file}: {key} is missing; needed: {', '.join(REQUIRED)}")
     engine = validate(EngineConfig, data.get("engine"), "engine", where)
+    power = data.get("power")
     _check_clock(engine, origins)
     return Experiment(
         cluster=validate(ClusterConfig, data["cluster"], "cluster", where),
@@ -444,6 +449,7 @@ def resolve(data: Mapping[str, Any], source: str, overrides: Sequence[str] = ())
         run=validate(RunConfig, data.get("run"), "run", where),
         origins=origins,
         speculative=_speculative(data.get("speculative"), where),
+        power=None if power is None else validate(PowerConfig, power, "power", where),
     )
 
 
