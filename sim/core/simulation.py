@@ -12,6 +12,7 @@ import numpy as np
 import simpy
 
 from sim.core.arrivals import Arrivals, ClosedArrivals, OpenArrivals
+from sim.core.attention import price_by_batch
 from sim.core.failures import Failures
 from sim.core.inbox import check_ahead
 from sim.core.instance import Instance
@@ -181,6 +182,8 @@ class Simulation:
         one = len(specs) == 1 and settings.outages is None
         self.shared = None if one else self._new_shared_queue()
         self.instances = [Instance(i, s, policy, self, self.env) for i, s in enumerate(specs)]
+        for instance in self.instances:
+            price_by_batch(instance, settings.cascade_attention)
         _check_roles([i.role for i in self.instances])
         self.queues = [i.waiting for i in self.instances if i.shared is None]
         """Each queue once."""

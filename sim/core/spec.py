@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from sim.core.attention import Ctas
 from sim.core.executor import Executor
 from sim.core.misses import MissLimit
 from sim.core.outages import Outages
@@ -28,6 +29,7 @@ class InstanceSpec:
         stages: pipeline stages that the lanes share.
         gpu: name, for reports.
         tp: tensor-parallel degree, for reports.
+        ctas: attention is dealt out to them in whole rows; None: evenly, as in the fit.
     """
 
     def __init__(
@@ -45,6 +47,7 @@ class InstanceSpec:
         stages: N = 1,
         gpu: str = "",
         tp: N = 1,
+        ctas: Ctas | None = None,
     ) -> None:
         self.cost = cost
         self.total_blocks = total_blocks
@@ -59,6 +62,7 @@ class InstanceSpec:
         self.stages = stages
         self.gpu = gpu
         self.tp = tp
+        self.ctas = ctas
 
 
 class Settings:
@@ -99,6 +103,7 @@ class Settings:
         loop: event loop: `fast`, or `simpy` for the stock one; identical records.
         enable_prefix_caching: blocks can be found again by requests that begin alike, and by those
             that were preempted.
+        cascade_attention: decodes read blocks that they share once (`enable_prefix_caching`).
         prefix_routing: parameters of the router `prefix`.
     """
 
@@ -124,6 +129,7 @@ class Settings:
         reserve_full_isl: bool = False,
         first_step_s: float = 0.0,
         enable_prefix_caching: bool = False,
+        cascade_attention: bool = False,
         prefix_routing: PrefixRouting | None = None,
         ttft_slo_s: Sequence[float] = (),
         e2e_slo_s: Sequence[float] = (),
@@ -154,6 +160,7 @@ class Settings:
         self.reserve_full_isl = reserve_full_isl
         self.first_step_s = first_step_s
         self.enable_prefix_caching = enable_prefix_caching
+        self.cascade_attention = cascade_attention
         self.prefix_routing = prefix_routing or PrefixRouting()
         self.ttft_slo_s = ttft_slo_s
         self.e2e_slo_s = e2e_slo_s

@@ -1,6 +1,6 @@
 """Types shared by all packages: requests, plans, views, the policy contract, traces."""
 
-from sim.types.costs import FOREVER, CostModel, DecodePiece
+from sim.types.costs import FOREVER, CostModel, DecodePiece, DecodeTerms
 from sim.types.errors import BadInput, Deadlock, PlanError, SimulationError
 from sim.types.monitor import InstanceSample, Snapshot
 from sim.types.plans import Decode, Mixed, Plan, Preemption, Prefill, RunToCompletion, Wait
@@ -23,6 +23,7 @@ __all__ = [
     "Deadlock",
     "Decode",
     "DecodePiece",
+    "DecodeTerms",
     "Fifo",
     "InstanceSample",
     "Mixed",
