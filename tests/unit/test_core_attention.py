@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from fractions import Fraction
 from itertools import product
+from pathlib import Path
 from random import Random
 from types import SimpleNamespace
 
@@ -15,10 +17,11 @@ from sim.core.spec import InstanceSpec, Settings
 from sim.costs.catalogue import gpu_named
 from sim.costs.simple import AffineCost
 from sim.study.build import build, settings
-from sim.study.config import resolve
+from sim.study.config import EngineConfig, resolve
 from sim.study.run import requests_of
 from sim.types import BadInput, CostModel, DecodePiece
 
+PAGE = Path(__file__).parents[2] / "docs" / "engine-modes.md"
 FS_A_TOKEN = 5040 * 10**6
 """Divisible by what the tests divide by."""
 
@@ -208,3 +211,11 @@ def test_a_device_without_thread_blocks():
     chosen = experiment("tiny-llama", "cpu", attention="ragged")
     with pytest.raises(BadInput, match=r"test.yaml: engine.attention: ragged .* 'cpu' has none"):
         build(chosen, chosen.policies[0])
+
+
+def test_the_page_names_the_keys_and_their_defaults():
+    rows = re.findall(r"^\| `engine\.(\w+)` \| (\S+) \|", PAGE.read_text(), re.M)
+    assert len(rows) == 5
+    for key, value in rows:
+        default = EngineConfig.model_fields[key].default
+        assert value == (str(default).lower() if isinstance(default, bool) else str(default))
