@@ -269,7 +269,11 @@ class SharedPrefixes(BatchCost):
 
 
 def price_by_batch(instance: Instance, cascade: bool) -> None:
-    """Let an instance price its steps by its batch, if its engine asks for that."""
+    """Let an instance price its steps by its batch, if its engine asks for that.
+
+    Raises:
+        BadInput: its cost model does not know its terms.
+    """
     made: BatchCost
     if instance.spec.ctas is not None:
         made = WholeRows(instance.cost, instance, instance.spec.ctas)
@@ -277,6 +281,7 @@ def price_by_batch(instance: Instance, cascade: bool) -> None:
         made = SharedPrefixes(instance.cost, instance, instance.pool)
     else:
         return
+    made.terms(1)
     instance.batch_cost = instance.prices = made
 
 

@@ -7,6 +7,7 @@ from typing import Final
 
 from mypy_extensions import mypyc_attr
 
+from sim.types.errors import BadInput
 from sim.types.units import N
 
 FOREVER: Final = 1 << 62
@@ -64,11 +65,14 @@ class CostModel(abc.ABC):
         A model of one piece needs no method of its own: its slope is the attention.
 
         Raises:
-            NotImplementedError: there are several pieces, and only their sums are known.
+            BadInput: there are several pieces, and only their sums are known.
         """
         piece = self.decode(batch)
         if piece.next is not None:
-            raise NotImplementedError(f"{type(self).__name__} does not know its decode terms")
+            raise BadInput(
+                f"cost model {type(self).__name__} does not say what its decode pieces add up to "
+                "(`decode_terms`); valid: attention: fitted or balanced, no cascade_attention"
+            )
         return DecodeTerms(piece.base_fs, piece.slope_fs)
 
     @abc.abstractmethod

@@ -127,8 +127,11 @@ def test_a_cost_model_of_pieces_has_to_know_its_terms():
             piece.next = DecodePiece(0, 2)
             return piece
 
-    with pytest.raises(NotImplementedError, match="Kinked does not know its decode terms"):
-        Kinked().decode_terms(1)
+    spec = InstanceSpec(Kinked(), 9, ctas=Ctas(2, 1))
+    chosen = experiment()
+    setup = build(chosen, chosen.policies[0])
+    with pytest.raises(BadInput, match=r"cost model Kinked does not say what .*; valid: attention:"):
+        Simulation(requests_of(chosen, 0), setup.policy, [spec], Settings())
 
 
 def test_the_usual_engine_asks_its_cost_model():
