@@ -130,7 +130,9 @@ def test_a_cost_model_of_pieces_has_to_know_its_terms():
     spec = InstanceSpec(Kinked(), 9, ctas=Ctas(2, 1))
     chosen = experiment()
     setup = build(chosen, chosen.policies[0])
-    with pytest.raises(BadInput, match=r"cost model Kinked does not say what .*; valid: attention:"):
+    with pytest.raises(
+        BadInput, match=r"cost model Kinked does not say what .*; valid: attention:"
+    ):
         Simulation(requests_of(chosen, 0), setup.policy, [spec], Settings())
 
 
