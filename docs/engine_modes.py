@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +22,11 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from sim.core.attention import WholeRows, price_by_batch
-from sim.core.simulation import Simulation
+from sim.core.simulation import Simulation, simulate
 from sim.study.build import build, settings
 from sim.study.config import Experiment, resolve
 from sim.study.run import requests_of, run, saturation_rate
+from sim.study.statistics.stats import student_t
 
 PAGE = Path(__file__).parent / "engine-modes.md"
 PICTURE = Path(__file__).parent / "img" / "engine-modes.png"
@@ -53,6 +55,8 @@ DECODES, CONTEXT_TOKENS = 32, 2048
 RATES_PER_S = (0.1, 0.3, 0.5, 1.0)
 OUTPUT_TOKENS = 256
 """Of the ablation, unpublished like its rate."""
+ANSWERS = 4
+PROMPT_RATES_PER_S = (1.0, 2.0, 4.0, 6.0)
 PUBLISHED = {"balanced": (8.63, 411.0), "ragged": (13.89, 422.0)}
 """ITL and TTFT, ms (neighbours.md section 4)."""
 
@@ -164,7 +168,7 @@ def mean_of(price: Callable[[Lens], float], mix: Mix, count: int, draws: int = D
 def imbalance(steps: Steps) -> str:
     """Return the table of factors and of what two ways of dealing add."""
     head = " | ".join(map(str, TABLE_BATCHES))
-    lines = [f"| lengths | {head} |", "|---" * (len(TABLE_BATCHES) + 1) + "|"]
+    lines = [rf"| lengths \ requests | {head} |", "|---" * (len(TABLE_BATCHES) + 1) + "|"]
     for name, mix in MIXES.items():
         cells = []
         for count in TABLE_BATCHES:
@@ -312,6 +316,46 @@ def cascade() -> str:
     return "\n".join(lines)
 
 
+def parallel() -> str:
+    """Return what reading a prompt once saves where it is answered several times at once."""
+    lines = [
+        "| prompts/s | mean ITL ms, each reads | once | saved |",
+        "|---|---|---|---|",
+    ]
+    for rate in PROMPT_RATES_PER_S:
+        itl = [[answers_itl_ms(rate, once, seed) for seed in range(5)] for once in (False, True)]
+        saved = student_t([1 - after / before for before, after in zip(*itl, strict=True)])
+        cells = [f"{student_t(each).mean:.2f}" for each in itl]
+        cells.append(f"{saved.mean:.1%} ({saved.low:.1%} to {saved.high:.1%})")
+        lines.append(f"| {rate} | {' | '.join(cells)} |")
+        print(lines[-1], flush=True)
+    return "\n".join(lines)
+
+
+def answers_itl_ms(rate_per_s: float, once: bool, seed: int) -> float:
+    """Run 300 prompts, `ANSWERS` answers to each; return the mean inter-token latency."""
+    workload = CHAT | {"num_requests": 300 * ANSWERS,
+                       "arrivals": {"process": "poisson", "rate": rate_per_s}}  # fmt: skip
+    chosen = experiment({"enable_prefix_caching": True, "cascade_attention": once}, workload)
+    drawn, longest = requests_of(chosen, seed), int(CHAT["max_model_len"])
+    assert drawn.arrival_s is not None
+    prompt = np.arange(len(drawn)) // ANSWERS  # every answer has a length of its own
+    trace = replace(
+        drawn,
+        input_len=drawn.input_len[prompt],
+        output_len=np.minimum(drawn.output_len, longest - drawn.input_len[prompt]),
+        arrival_s=drawn.arrival_s[prompt],
+        source=None if drawn.source is None else drawn.source[prompt],
+        prefix_group=prompt,
+        prefix_len=drawn.input_len[prompt],
+    )
+    setup = build(chosen, chosen.policies[0])
+    rows = simulate(trace, setup.policy, setup.specs, settings(chosen, setup.policy, trace, 0))
+    columns = rows.requests
+    spent_s = columns["finish_s"] - columns["first_token_s"]
+    return float(1e3 * spent_s.sum() / (columns["emitted_tokens"] - 1).sum())
+
+
 def fill(page: str, name: str, text: str) -> str:
     """Put a table between its marks."""
     begin, end = f"<!-- {name}: make engine-modes -->", f"<!-- end of {name} -->"
@@ -328,7 +372,7 @@ def main() -> None:
         draw(steps).savefig(PICTURE, dpi=110, metadata={"Software": None})
     page = PAGE.read_text()
     page = fill(page, "imbalance", imbalance(steps))
-    for made in (padding, ablation, cascade):
+    for made in (padding, ablation, cascade, parallel):
         page = fill(page, made.__name__, made())
     PAGE.write_text(page)
     print(f"wrote {PAGE} and {PICTURE}")

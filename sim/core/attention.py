@@ -141,9 +141,12 @@ class WholeRows(BatchCost):
 
     as some CTA has at least ceil((j + 1)/m) of the j + 1 longest rows. That is exact where the
     rows fit the CTAs at once and where they are equally long. Otherwise it is a lower bound of what
-    any order of whole rows reaches, so `ragged` never looks worse than it is: longest first to the
-    least loaded CTA comes to 0-13 % more, to 1-3 % with four rows a CTA and more, and the order of
-    the batch to up to 45 % (docs/engine-modes.md).
+    any order of whole rows reaches: where each CTA has a few rows, longest first to the least
+    loaded CTA comes to some 10 % more, the order of the batch to 40 % (docs/engine-modes.md).
+
+    Source: FlashInfer (arXiv 2501.01005), its plan without the splitting. Deviations: the bound in
+    place of a greedy assignment, which changes from step to step and has no closed form; a CTA
+    computes at the same speed however many are idle, which overstates small batches.
 
     The term that grows with the context (`DecodeTerms.attention_fs`; in a step with chunks what
     `context`, `quad` and `kv` multiply) is multiplied by makespan * m / sum(L). The fitted price is
