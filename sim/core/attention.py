@@ -285,7 +285,7 @@ def price_by_batch(instance: Instance, cascade: bool) -> None:
     else:
         return
     made.terms(1)
-    instance.batch_cost = instance.prices = made
+    instance.batch_cost = made
 
 
 def whole_rows(instance: Instance, lens: list[N]) -> WholeRows | None:

@@ -377,7 +377,8 @@ class Instance(Seats):
         """Start up to `limit` steps of the present batch; True: that takes time."""
         batch = self.num_decoding
         kv = self.kv_tokens
-        piece = self.prices.decode(batch)
+        cost = self.cost if self.batch_cost is None else self.batch_cost
+        piece = cost.decode(batch)
         while kv >= piece.kv_end and piece.next is not None:
             piece = piece.next
         first = piece.base_fs + piece.slope_fs * kv
@@ -508,7 +509,8 @@ class Instance(Seats):
             quad = count * longest * longest
         self.padded_tokens = charged
         self.extrapolated = self.cost.extrapolates(charged, batch)
-        first = self.prices.step(count, charged, context, quad, batch, kv)
+        cost = self.cost if self.batch_cost is None else self.batch_cost
+        first = cost.step(count, charged, context, quad, batch, kv)
         if self.executor is not None:
             first = self.executor.step(chunks, self.decoding() if batch else (), padded)
         self._launch(now, 1, first + self.delay_fs, 0, batch)

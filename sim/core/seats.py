@@ -57,7 +57,6 @@ class Seats(View):
         "policy",
         "pool",
         "preempting",
-        "prices",
         "shared",
         "sim",
         "spec",
@@ -77,9 +76,8 @@ class Seats(View):
             spec.total_swap_blocks,
         )
         self.spec = spec
-        self.prices = spec.cost
-        """What steps cost; the same as `batch_cost` if that is there."""
         self.batch_cost: BatchCost | None = None
+        """Prices steps in place of `cost`, where the batch matters and not only its sums."""
         self.policy = policy
         self.pool: BlockPool | None = None
         """What of the KV cache can be found again; None: nothing."""
