@@ -119,7 +119,7 @@ class Steps:
             sims[name] = Simulation(trace, setup.policy, setup.specs, how)
         self.costs = {name: sim.instances[0].cost for name, sim in sims.items()}
         instance = sims["ragged"].instances[0]
-        price_by_batch(instance, cascade=False)
+        price_by_batch(instance)
         assert isinstance(instance.batch_cost, WholeRows)
         self.rows = instance.batch_cost
 

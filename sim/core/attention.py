@@ -271,16 +271,17 @@ class SharedPrefixes(BatchCost):
             self.saved_tokens -= blocks * self.pool.size
 
 
-def price_by_batch(instance: Instance, cascade: bool) -> None:
+def price_by_batch(instance: Instance) -> None:
     """Let an instance price its steps by its batch, if its engine asks for that.
 
     Raises:
         BadInput: its cost model does not know its terms.
     """
     made: BatchCost
-    if instance.spec.ctas is not None:
-        made = WholeRows(instance.cost, instance, instance.spec.ctas)
-    elif cascade and instance.pool is not None:
+    spec = instance.spec
+    if spec.ctas is not None:
+        made = WholeRows(instance.cost, instance, spec.ctas)
+    elif spec.cascade_attention and instance.pool is not None:
         made = SharedPrefixes(instance.cost, instance, instance.pool)
     else:
         return

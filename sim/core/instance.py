@@ -377,8 +377,7 @@ class Instance(Seats):
         """Start up to `limit` steps of the present batch; True: that takes time."""
         batch = self.num_decoding
         kv = self.kv_tokens
-        cost = self.cost if self.batch_cost is None else self.batch_cost
-        piece = cost.decode(batch)
+        piece = (self.batch_cost or self.cost).decode(batch)
         while kv >= piece.kv_end and piece.next is not None:
             piece = piece.next
         first = piece.base_fs + piece.slope_fs * kv
@@ -509,8 +508,7 @@ class Instance(Seats):
             quad = count * longest * longest
         self.padded_tokens = charged
         self.extrapolated = self.cost.extrapolates(charged, batch)
-        cost = self.cost if self.batch_cost is None else self.batch_cost
-        first = cost.step(count, charged, context, quad, batch, kv)
+        first = (self.batch_cost or self.cost).step(count, charged, context, quad, batch, kv)
         if self.executor is not None:
             first = self.executor.step(chunks, self.decoding() if batch else (), padded)
         self._launch(now, 1, first + self.delay_fs, 0, batch)

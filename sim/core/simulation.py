@@ -183,7 +183,7 @@ class Simulation:
         self.shared = None if one else self._new_shared_queue()
         self.instances = [Instance(i, s, policy, self, self.env) for i, s in enumerate(specs)]
         for instance in self.instances:
-            price_by_batch(instance, settings.cascade_attention)
+            price_by_batch(instance)
         _check_roles([i.role for i in self.instances])
         self.queues = [i.waiting for i in self.instances if i.shared is None]
         """Each queue once."""

@@ -30,6 +30,7 @@ class InstanceSpec:
         gpu: name, for reports.
         tp: tensor-parallel degree, for reports.
         ctas: attention is dealt out to them in whole rows; None: evenly, as in the fit.
+        cascade_attention: decodes read blocks that they share once (`enable_prefix_caching`).
     """
 
     def __init__(
@@ -48,6 +49,7 @@ class InstanceSpec:
         gpu: str = "",
         tp: N = 1,
         ctas: Ctas | None = None,
+        cascade_attention: bool = False,
     ) -> None:
         self.cost = cost
         self.total_blocks = total_blocks
@@ -63,6 +65,7 @@ class InstanceSpec:
         self.gpu = gpu
         self.tp = tp
         self.ctas = ctas
+        self.cascade_attention = cascade_attention
 
 
 class Settings:
@@ -103,7 +106,6 @@ class Settings:
         loop: event loop: `fast`, or `simpy` for the stock one; identical records.
         enable_prefix_caching: blocks can be found again by requests that begin alike, and by those
             that were preempted.
-        cascade_attention: decodes read blocks that they share once (`enable_prefix_caching`).
         prefix_routing: parameters of the router `prefix`.
     """
 
@@ -129,7 +131,6 @@ class Settings:
         reserve_full_isl: bool = False,
         first_step_s: float = 0.0,
         enable_prefix_caching: bool = False,
-        cascade_attention: bool = False,
         prefix_routing: PrefixRouting | None = None,
         ttft_slo_s: Sequence[float] = (),
         e2e_slo_s: Sequence[float] = (),
@@ -160,7 +161,6 @@ class Settings:
         self.reserve_full_isl = reserve_full_isl
         self.first_step_s = first_step_s
         self.enable_prefix_caching = enable_prefix_caching
-        self.cascade_attention = cascade_attention
         self.prefix_routing = prefix_routing or PrefixRouting()
         self.ttft_slo_s = ttft_slo_s
         self.e2e_slo_s = e2e_slo_s

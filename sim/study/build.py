@@ -145,7 +145,6 @@ def settings(
         first_step_s=engine.first_step_ms / MS_PER_S,
         note_queued=engine.ttft_clock == ENGINE,
         enable_prefix_caching=engine.enable_prefix_caching,
-        cascade_attention=engine.cascade_attention,
         prefix_routing=PrefixRouting(**engine.prefix_routing.model_dump()),
         ttft_slo_s=_bounds_s(experiment, trace, "ttft_ms"),
         e2e_slo_s=_bounds_s(experiment, trace, "e2e_ms"),
@@ -305,6 +304,7 @@ def _instance(experiment: Experiment, pool: Pool) -> InstanceInfo:
         gpu=gpu,
         tp=pool.tp,
         ctas=_ctas(experiment, gpu, pool.tp),
+        cascade_attention=engine.cascade_attention,
     )
     return InstanceInfo(pool, gpu, costs, spec)
 

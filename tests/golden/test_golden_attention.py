@@ -69,8 +69,8 @@ def test_shared_blocks_are_read_once():
     done = replay(
         [(0, 13, 5), (1, 9, 3), (30, 13, 3)],
         policy("continuous"),
+        spec={"cascade_attention": True},
         prefixes=[(0, 12), (0, 4), (0, 12)],
-        cascade_attention=True,
     )
     done.check_steps(
         (0, 23, "prefill", 13, 0, 0),

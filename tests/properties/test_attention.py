@@ -35,13 +35,12 @@ def with_attention(seed: int, policy: str) -> Scenario:
     specs = [copy(spec) for spec in case.specs]
     for spec in specs:
         spec.ctas = ctas
+        spec.cascade_attention = ctas is None
         if isinstance(spec.cost, KnottedCost):  # it does not know its terms
             unit_s = case.unit_s
             spec.cost = AffineCost(unit_s, 0.1 * unit_s, unit_s, 0.03 * unit_s, 0.01 * unit_s)
-    options = case.options | {"cascade_attention": ctas is None}
-    if ctas is None:
-        options |= {"enable_prefix_caching": True}
-    return case.but(specs=specs, options=options)
+    caching = case.options["enable_prefix_caching"] or ctas is None
+    return case.but(specs=specs, options=case.options | {"enable_prefix_caching": caching})
 
 
 class Watched:

@@ -142,8 +142,8 @@ def test_the_usual_engine_asks_its_cost_model():
     trace = requests_of(chosen, 0)
     sim = Simulation(trace, setup.policy, setup.specs, settings(chosen, setup.policy, trace, 0))
     assert all(i.batch_cost is None for i in sim.instances)
-    spec = InstanceSpec(AffineCost(0.0, 0.0, 1.0), 9)
-    sim = Simulation(trace, setup.policy, [spec], Settings(cascade_attention=True))
+    spec = InstanceSpec(AffineCost(0.0, 0.0, 1.0), 9, cascade_attention=True)
+    sim = Simulation(trace, setup.policy, [spec], Settings())
     assert sim.instances[0].batch_cost is None  # nothing is cached that could be shared
 
 
