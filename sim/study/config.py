@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 import policies
 from sim.core.routers import ROUTERS
 from sim.costs.profile import HostTerm
+from sim.study.attention_config import AttentionKeys
 from sim.study.failures_config import FailuresConfig
 from sim.study.presets import fill
 from sim.study.statistics.clock import ENGINE, Clock
@@ -131,7 +132,7 @@ class SloConfig(SloBounds):
         return SloBounds(**scaled)
 
 
-class EngineConfig(Section):
+class EngineConfig(AttentionKeys):
     """What running is: everything about the engine that no policy decides."""
 
     preset: str | None = Field(
@@ -184,34 +185,6 @@ class EngineConfig(Section):
     first_step_ms: float = Field(
         0.0, ge=0, description="the first step of an instance, or after a repair, lasts longer, ms"
     )
-    padding: Literal["none", "batch", "policy"] = Field(
-        "policy", description="prompt batches: never padded, always, or as the policy says"
-    )
-    attention: Literal["fitted", "ragged", "balanced"] = Field(
-        "fitted",
-        description="how attention is split among a GPU's thread blocks: evenly, as the profile "
-        "has it; ragged: in whole rows, the busiest block is waited for; balanced: evenly, planned "
-        "on the host before every step (FlashInfer)",
-    )
-    attention_ctas_per_sm: int = Field(
-        1, ge=1, le=32, description="of attention: ragged, thread blocks that an SM runs at once"
-    )
-    attention_plan_ms: float = Field(
-        0.1,
-        ge=0,
-        description="of attention: balanced, host time of a step's plan, ms (0.05-0.2; hidden by "
-        "async_scheduling)",
-    )
-    cascade_attention: bool = Field(
-        False,
-        description="requests that decode together read KV blocks they share once "
-        "(enable_prefix_caching)",
-    )
-    enable_prefix_caching: bool = Field(
-        False,
-        description="requests that begin alike share KV blocks, and freed blocks are found again "
-        "(vLLM V1: on)",
-    )
     router: str = Field("round-robin", description="which instance a request goes to")
     prefix_routing: PrefixRoutingConfig = Field(
         PrefixRoutingConfig(), description="limits of router: prefix"
@@ -254,9 +227,8 @@ class EngineConfig(Section):
     @property
     def host(self) -> HostTerm:
         """Host time on top of the profile's."""
-        plans = self.attention == "balanced" and not self.async_scheduling
         return HostTerm(
-            step_ms=self.host_step_ms + (self.attention_plan_ms if plans else 0.0),
+            step_ms=self.host_step_ms + self.plan_ms(self.async_scheduling),
             seq_ms=self.host_seq_ms,
             prefill_step_ms=self.host_prefill_ms,
         )
@@ -277,29 +249,6 @@ class EngineConfig(Section):
                 + ", ".join(router for router in ROUTERS if router != name)
             )
         return name
-
-    @model_validator(mode="after")
-    def _caching_needs_ragged_prompts(self) -> EngineConfig:
-        if self.enable_prefix_caching and self.padding == "batch":
-            raise ValueError(
-                "enable_prefix_caching: true and padding: batch exclude each other: a padded "
-                "prompt is computed whole; valid padding: none, policy"
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _cascades_are_shared_and_split(self) -> EngineConfig:
-        if self.cascade_attention and not self.enable_prefix_caching:
-            raise ValueError(
-                "cascade_attention: true reads blocks that are shared: it needs "
-                "enable_prefix_caching: true, got false"
-            )
-        if self.cascade_attention and self.attention == "ragged":
-            raise ValueError(
-                "cascade_attention: true and attention: ragged exclude each other: a shared prefix "
-                "is split from its rows; valid attention: fitted, balanced"
-            )
-        return self
 
 
 class RunConfig(Section):
