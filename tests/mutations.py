@@ -21,6 +21,7 @@ SPLITWISE = "tests/golden/test_golden_splitwise.py"
 BUCKETSERVE = "tests/golden/test_golden_bucketserve.py"
 PREFIX = "tests/golden/test_golden_prefix.py"
 POOL = "tests/properties/test_block_pool.py"
+ATTENTION = "tests/golden/test_golden_attention.py"
 PREFIXES_UNIT = "tests/unit/test_core_prefixes.py"
 ROUTERS_UNIT = "tests/unit/test_core_routers.py"
 ENERGY_UNIT = "tests/unit/test_study_energy.py"
@@ -39,6 +40,28 @@ class Mutation:
 
 
 ENGINE = (
+    # Attention by the batch.
+    Mutation(
+        "whole rows: a line holds a step too long",
+        "sim/core/attention.py",
+        "((slope - slope_fs) * batch) + 1)",
+        "((slope - slope_fs) * batch) + 2)",
+        (ATTENTION,),
+    ),
+    Mutation(
+        "whole rows: the longest leaves, whoever goes",
+        "sim/core/attention.py",
+        "self.remove(request.kv_offset)",
+        "self.offsets.pop()",
+        (ATTENTION,),
+    ),
+    Mutation(
+        "cascade: blocks split off are read by nobody",
+        "sim/core/blocks.py",
+        "rest.readers = piece.readers",
+        "rest.readers = 0",
+        (ATTENTION,),
+    ),
     # One queue for all instances.
     Mutation(
         "shared queue: seen by who has planned already",

@@ -15,6 +15,7 @@ import simpy
 from sim.core.inbox import Inbox
 from sim.core.loop import INSTANCE, Timer, heappop, heappush, steps_to_cover
 from sim.core.records import DECODE, MIXED, PACK_STEP, PREFILL
+from sim.core.refusals import refused
 from sim.core.seats import Seats
 from sim.core.static import StaticBatch
 from sim.types import (
@@ -294,7 +295,7 @@ class Instance(Seats):
             try:
                 plan = self.policy.plan(self)
             except TypeError as error:
-                raise self.no_plan(error) from error
+                raise refused(self, error) from error
             if plan is None:
                 return False
             if isinstance(plan, Decode):
@@ -386,7 +387,7 @@ class Instance(Seats):
         """Start up to `limit` steps of the present batch; True: that takes time."""
         batch = self.num_decoding
         kv = self.kv_tokens
-        piece = self.cost.decode(batch)
+        piece = (self.batch_cost or self.cost).decode(batch)
         while kv >= piece.kv_end and piece.next is not None:
             piece = piece.next
         first = piece.base_fs + piece.slope_fs * kv
@@ -514,7 +515,7 @@ class Instance(Seats):
             quad = count * longest * longest
         self.padded_tokens = charged
         self.extrapolated = self.cost.extrapolates(charged, batch)
-        first = self.cost.step(count, charged, context, quad, batch, kv)
+        first = (self.batch_cost or self.cost).step(count, charged, context, quad, batch, kv)
         if self.executor is not None:
             first = self.executor.step(chunks, self.decoding() if batch else (), padded)
         self._launch(now, 1, first + self.delay_fs, 0, batch)

@@ -170,6 +170,11 @@ class SpeculativeInstance(Instance):
                 "engine.async_scheduling true: with `speculative` the tokens of a step are known "
                 "only at its end, so no step is formed ahead; valid: false"
             )
+        if spec.ctas is not None or spec.cascade_attention:
+            raise BadInput(
+                "speculative: attention of rows of several tokens is priced by its sums only; "
+                "valid: engine.attention fitted or balanced, no engine.cascade_attention"
+            )
         self.speculation = speculation
         self.control = speculation.new_control(spec.cost)
         self.drafted = DraftedCost(spec.cost, speculation, sim.step_tokens)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from sim.costs.power import FULL_CHUNK_TOKENS, GpuPower
-from sim.types import CostModel, DecodePiece, N
+from sim.types import CostModel, DecodePiece, DecodeTerms, N
 
 MW_PER_W = 1000
 
@@ -39,6 +39,10 @@ class CappedCost(CostModel):
         """Price a step, in femtoseconds (arguments: `CostModel.step`)."""
         duration_fs = self.cost.step(chunks, new, context, quad, batch, kv)
         return self._slowed(duration_fs, new, batch) if chunks else duration_fs
+
+    def decode_terms(self, batch: N) -> DecodeTerms:
+        """Return what the inner model's decode adds up."""
+        return self.cost.decode_terms(batch)
 
     def verify(self, batch: N, drafts: N) -> DecodePiece:
         """Return the first piece of a batch that verifies drafts: that of the inner model."""

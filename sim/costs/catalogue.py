@@ -105,6 +105,7 @@ class Gpu(_Entry):
     peak_flops_per_s: float = Field(gt=0, description="dense bf16, fp32 accumulation")
     nvlink_bytes_per_s: float | None = Field(gt=0, description="per direction; null: none")
     pcie_bytes_per_s: float = Field(gt=0, description="per direction")
+    sms: int | None = Field(gt=0, description="streaming multiprocessors; null: no GPU")
 
     @property
     def link_bytes_per_s(self) -> float:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import cast
 
 import policies
+from sim.core.attention import Ctas
 from sim.core.inbox import check_ahead
 from sim.core.predictors import LengthPredictor, make_predictor
 from sim.core.routers import PrefixRouting
@@ -315,5 +316,26 @@ def _instance(experiment: Experiment, policy: Policy, pool: Pool) -> InstanceInf
         kv_token_bytes=costs.kv_block_bytes // costs.block_size,
         gpu=gpu,
         tp=pool.tp,
+        ctas=_ctas(experiment, gpu, pool.tp),
+        cascade_attention=engine.cascade_attention,
     )
     return InstanceInfo(pool, gpu, costs, spec)
+
+
+def _ctas(experiment: Experiment, gpu: str, tp: int) -> Ctas | None:
+    """Return the thread blocks that whole rows of attention go to; None: work is split evenly."""
+    engine = experiment.engine
+    if engine.attention != "ragged":
+        return None
+    sms = gpu_named(gpu).sms
+    if sms is None:
+        where = experiment.origins.where("engine.attention")
+        raise BadInput(
+            f"{where}: engine.attention: ragged deals rows to thread blocks, {gpu!r} has none; "
+            "valid: fitted, balanced"
+        )
+    model = model_named(experiment.cluster.model)
+    kv_heads = max(1, model.kv_heads // tp)
+    return Ctas(
+        sms * engine.attention_ctas_per_sm, kv_heads, max(1, model.heads // (tp * kv_heads))
+    )

@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 import policies
 from sim.core.routers import ROUTERS
 from sim.costs.profile import HostTerm
+from sim.study.attention_config import AttentionKeys
 from sim.study.failures_config import FailuresConfig
 from sim.study.power_config import PowerConfig
 from sim.study.presets import fill
@@ -133,7 +134,7 @@ class SloConfig(SloBounds):
         return SloBounds(**scaled)
 
 
-class EngineConfig(Section):
+class EngineConfig(AttentionKeys):
     """What running is: everything about the engine that no policy decides."""
 
     preset: str | None = Field(
@@ -186,14 +187,6 @@ class EngineConfig(Section):
     first_step_ms: float = Field(
         0.0, ge=0, description="the first step of an instance, or after a repair, lasts longer, ms"
     )
-    padding: Literal["none", "batch", "policy"] = Field(
-        "policy", description="prompt batches: never padded, always, or as the policy says"
-    )
-    enable_prefix_caching: bool = Field(
-        False,
-        description="requests that begin alike share KV blocks, and freed blocks are found again "
-        "(vLLM V1: on)",
-    )
     router: str = Field("round-robin", description="which instance a request goes to")
     prefix_routing: PrefixRoutingConfig = Field(
         PrefixRoutingConfig(), description="limits of router: prefix"
@@ -237,7 +230,7 @@ class EngineConfig(Section):
     def host(self) -> HostTerm:
         """Host time on top of the profile's."""
         return HostTerm(
-            step_ms=self.host_step_ms,
+            step_ms=self.host_step_ms + self.plan_ms(self.async_scheduling),
             seq_ms=self.host_seq_ms,
             prefill_step_ms=self.host_prefill_ms,
         )
@@ -258,15 +251,6 @@ class EngineConfig(Section):
                 + ", ".join(router for router in ROUTERS if router != name)
             )
         return name
-
-    @model_validator(mode="after")
-    def _caching_needs_ragged_prompts(self) -> EngineConfig:
-        if self.enable_prefix_caching and self.padding == "batch":
-            raise ValueError(
-                "enable_prefix_caching: true and padding: batch exclude each other: a padded "
-                "prompt is computed whole; valid padding: none, policy"
-            )
-        return self
 
 
 class RunConfig(Section):
