@@ -380,6 +380,9 @@ def expected_price(view: View, plan: Plan | None, settings: Settings) -> int | N
     if isinstance(view, Instance) and view.pool is not None and _may_hit(plan):
         return None
     if isinstance(plan, Decode):
+        if plan.at_once and not plan.changes:
+            tokens = view.kv_tokens + sum(r.prefilled for r in plan.admit)
+            return decode_price(cost, view.num_decoding + len(plan.admit), tokens)
         if plan.changes or not view.num_decoding:
             return None
         price = decode_price(cost, view.num_decoding, view.kv_tokens)
