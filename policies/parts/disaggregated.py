@@ -20,7 +20,7 @@ def can_pull(view: View, request: Request, ready_threshold: float) -> bool:
     """Pull while pulled prompts hold less than `ready_threshold` of the blocks and it fits."""
     if view.ready_blocks >= ready_threshold * view.total_blocks:
         return False
-    return view.blocks_for(request.prefilled + 1) <= view.free_blocks - view.growth_blocks
+    return view.blocks_to_decode(request.prefilled) <= view.free_blocks - view.growth_blocks
 
 
 def swap_last(view: View) -> Preemption:
@@ -76,7 +76,7 @@ def _swap_in(view: View, seats: N) -> list[Request]:
     room = view.free_blocks - view.growth_blocks
     back: list[Request] = []
     for request in view.swapped.values():
-        room -= view.blocks_for(request.prefilled + 1)
+        room -= view.blocks_to_decode(request.prefilled)
         if room < 0 or len(back) == seats:
             break
         back.append(request)

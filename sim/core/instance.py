@@ -178,9 +178,7 @@ class Instance(Seats):
                 self.timer.at(now)
         elif self.activity == STEPPING and self.n_steps > 1 and not self.cut:
             self.cut = True
-            self._end_span_after(
-                steps_to_cover(now - self.start_fs, self.first_fs, self.increment_fs) + self.lag
-            )
+            self._end_span_after(self.steps_by(now) + self.lag)
 
     def bridged(self, now: int) -> None:
         """A prefilled request has joined the bridge: pull when the step under way ends.
@@ -190,11 +188,10 @@ class Instance(Seats):
         if self.activity != STEPPING or not self.pulls_within or self.cut:
             self.wake(now)
             return
-        step = steps_to_cover(now - self.start_fs, self.first_fs, self.increment_fs)
+        step = self.steps_by(now)
         if step < self.n_steps:
             self.pull_step = step
-            self.pull_fs = self.start_fs + step * self.first_fs
-            self.pull_fs += self.increment_fs * (step * (step - 1) // 2)
+            self.pull_fs = self.start_fs + self.span_fs(step)
             self.timer.at(self.pull_fs)
 
     def _pull_within(self, now: int) -> bool:
@@ -237,9 +234,9 @@ class Instance(Seats):
         if self.activity != STEPPING:
             return 0
         ended = self.start_fs
-        steps = steps_to_cover(now - self.start_fs, self.first_fs, self.increment_fs) - 1
+        steps = self.steps_by(now) - 1
         if steps > 0:
-            ended += steps * self.first_fs + self.increment_fs * (steps * (steps - 1) // 2)
+            ended += self.span_fs(steps)
             self._settle(ended, steps)
         return now - ended
 
@@ -274,8 +271,15 @@ class Instance(Seats):
         """Decode steps that have ended before `now` and are not accounted for yet."""
         if self.activity != STEPPING or not self.batch:
             return 0
-        ended = steps_to_cover(now - self.start_fs, self.first_fs, self.increment_fs) - 1
-        return max(ended - self.settled, 0)
+        return max(self.steps_by(now) - 1 - self.settled, 0)
+
+    def steps_by(self, now: int) -> N:
+        """Steps of the span under way, at least one, after which it is `now` or later."""
+        return steps_to_cover(now - self.start_fs, self.first_fs, self.increment_fs)
+
+    def span_fs(self, steps: N) -> int:
+        """What the first `steps` steps of the span under way last, in femtoseconds."""
+        return steps * self.first_fs + self.increment_fs * (steps * (steps - 1) // 2)
 
     # -- deciding ---------------------------------------------------------------------------
 
@@ -350,7 +354,7 @@ class Instance(Seats):
                 return False
         if single:
             self.change_batch(plan, now)
-        if self.phases[-self.steps % self.block_size] > self.free_blocks:
+        if self.phases[-self.steps % self.period] > self.free_blocks:
             self.make_room([], True, now)
             single = True
         if not self.num_decoding:
@@ -368,9 +372,7 @@ class Instance(Seats):
         self._launch_decode(now, limit)
         self.pulls_within = limit > 1 and plan.max_steps is None and plan.until_s is None
         if plan.until_s is not None and self.n_steps > 1:
-            self._end_span_after(
-                steps_to_cover(to_fs_ceil(plan.until_s) - now, self.first_fs, self.increment_fs)
-            )
+            self._end_span_after(self.steps_by(to_fs_ceil(plan.until_s)))
         return True
 
     def _launch_decode(self, now: int, limit: N) -> bool:
@@ -418,10 +420,7 @@ class Instance(Seats):
                 self._note_stalls(now, batch)
             elif self.joiners:
                 self._note_joiners(now)
-        duration = first
-        if steps > 1:
-            duration = steps * first + increment * (steps * (steps - 1) // 2)
-        self.end_fs = now + duration
+        self.end_fs = now + (first if steps == 1 else self.span_fs(steps))
         timer = self.timer  # `timer.at`, without the call
         heappush(timer.events, (self.end_fs, timer.priority, next(timer.serial), timer))
 
@@ -429,8 +428,7 @@ class Instance(Seats):
         """Let the span under way end earlier, if `steps` is less than it has."""
         if steps < self.n_steps:
             self.n_steps = steps
-            self.end_fs = self.start_fs + steps * self.first_fs
-            self.end_fs += self.increment_fs * (steps * (steps - 1) // 2)
+            self.end_fs = self.start_fs + self.span_fs(steps)
             self.timer.at(self.end_fs)
 
     def _note_stalls(self, now: int, batch: N) -> None:
@@ -458,13 +456,13 @@ class Instance(Seats):
         self, chunks: Sequence[tuple[Request, N]], decode: bool, padded: bool, now: int
     ) -> bool:
         """Run one step with prompt chunks (and, with `decode`, the decoding batch)."""
-        growth = self.phases[-self.steps % self.block_size] if decode else 0
+        growth = self.phases[-self.steps % self.period] if decode else 0
         if (growth > self.free_blocks or self.prefilling) and (
             self.running_need(chunks, decode) > self.free_blocks
         ):
             chunks = list(chunks)
             self.make_room(chunks, decode, now)
-            growth = self.phases[-self.steps % self.block_size] if decode else 0
+            growth = self.phases[-self.steps % self.period] if decode else 0
         if not chunks:
             return decode and self.num_decoding > 0 and self._launch_decode(now, 1)
         if self.pool is not None and not padded:
@@ -573,7 +571,7 @@ class Instance(Seats):
         """Let the batch have grown until the end of the span's step `step` (from 1)."""
         steps = step - self.settled
         if steps == 1:
-            self.free_blocks -= self.phases[-self.steps % self.block_size]
+            self.free_blocks -= self.phases[-self.steps % self.period]
         elif steps:
             self.free_blocks -= self.growth_over(steps)
         self.settled = step

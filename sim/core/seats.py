@@ -202,7 +202,7 @@ class Seats(View):
         self.paused.clear()
         self.finishing.clear()
         self.joiners.clear()
-        self.phases = [0] * self.block_size
+        self.phases = [0] * self.period
         self.num_decoding = self.kv_tokens = self.partial_tokens = 0
         self.delay_fs = to_fs(self.sim.settings.first_step_s)
         self.preempting = self.preempted_last_step = False
@@ -257,7 +257,7 @@ class Seats(View):
         request.decode_instance = self.id
         self.joins += 1
         request.seq = self.joins
-        self.phases[offset % self.block_size] += 1
+        self.phases[offset % self.period] += 1
         self.kv_tokens += cached
         self.num_decoding += 1
         if self.batch_cost is not None:
@@ -286,7 +286,7 @@ class Seats(View):
             request.last_token_fs = self.last_emit_fs
         request.held_blocks = -(-cached // self.block_size)
         request.seq = -1
-        self.phases[offset % self.block_size] -= 1
+        self.phases[offset % self.period] -= 1
         self.kv_tokens -= cached
         self.num_decoding -= 1
         return cached
@@ -461,7 +461,7 @@ class Seats(View):
 
     def running_need(self, chunks: Sequence[tuple[Request, N]], decode: bool) -> N:
         """Blocks that requests already running need for the next step."""
-        need = self.phases[-self.steps % self.block_size] if decode else 0
+        need = self.phases[-self.steps % self.period] if decode else 0
         for request, tokens in chunks:
             if request.state == PREFILLING:
                 need += self.blocks_for(request.prefilled + tokens) - request.held_blocks

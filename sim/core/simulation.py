@@ -35,6 +35,7 @@ from sim.core.routers import make_router
 from sim.core.seats import Seats
 from sim.core.shared_queue import SharedQueue
 from sim.core.spec import InstanceSpec, Settings
+from sim.core.speculation import SpeculativeInstance, speculation_counts
 from sim.types import (
     FS_PER_S,
     BadInput,
@@ -181,7 +182,10 @@ class Simulation:
         self.pipelines: dict[N, Pipeline] = {}
         one = len(specs) == 1 and settings.outages is None
         self.shared = None if one else self._new_shared_queue()
-        self.instances = [Instance(i, s, policy, self, self.env) for i, s in enumerate(specs)]
+        self.rounds_done: dict[N, N] = {}
+        """Rounds of speculation that requests outside a decoding batch have had."""
+        make = Instance if settings.speculation is None else SpeculativeInstance
+        self.instances = [make(i, s, policy, self, self.env) for i, s in enumerate(specs)]
         for instance in self.instances:
             price_by_batch(instance)
         _check_roles([i.role for i in self.instances])
@@ -229,6 +233,7 @@ class Simulation:
         self.charges_overhead: bool = declared.charges_overhead
         self.monitor_period_s: float = declared.monitor_period_s
         self.monitor_delay_s: float = declared.monitor_delay_s
+        self.step_tokens: N = declared.step_tokens
 
     def _set_limits(self) -> None:
         """Find the longest prompt + output: where decoding is, on any instance, on all."""
@@ -475,6 +480,7 @@ class Simulation:
         if pools:
             counts["prefix_recomputed_tokens"] = sum([p.recomputed_tokens for p in pools])
             counts["prefix_recovered_tokens"] = sum([p.recovered_tokens for p in pools])
+        counts |= speculation_counts(self.instances)
         for direction in ("out", "in"):
             counts[f"swap_{direction}_blocks"] = sum(s[4] for s in swaps if s[5] == direction)
         described = [

@@ -19,6 +19,7 @@ from sim.costs.catalogue import gpu_named, model_named
 from sim.costs.memory import min_tp
 from sim.study.config import Experiment, PolicyChoice
 from sim.study.failures_config import outages
+from sim.study.speculative import check_speculation, speculation_of, with_drafter
 from sim.study.statistics.clock import ENGINE
 from sim.types import BadInput, ClusterInfo, Policy, Pool, Trace
 from workloads.arrivals import Closed
@@ -86,6 +87,7 @@ def build(experiment: Experiment, choice: PolicyChoice) -> Setup:
     """
     make = cast("Callable[[object], Policy]", policies.load(choice.name))
     policy = make(choice.params)
+    check_speculation(experiment, policy)
     pools = _pools(experiment, policy)
     instances: list[InstanceInfo] = []
     for pool in sorted(pools, key=lambda pool: ROLE_ORDER.index(pool.role)):
@@ -109,6 +111,7 @@ def settings(
     trace: Trace,
     router_seed: int,
     failure_seed: int | None = None,
+    acceptance_seed: int = 0,
 ) -> Settings:
     """Return how the engine runs `trace` under `policy`; without `failure_seed` nothing fails."""
     engine = experiment.engine
@@ -150,6 +153,7 @@ def settings(
         e2e_slo_s=_bounds_s(experiment, trace, "e2e_ms"),
         predictor=_predictor(experiment, policy, trace, router_seed),
         outages=outages(engine.failures, failure_seed),
+        speculation=speculation_of(experiment, acceptance_seed),
     )
 
 
@@ -282,6 +286,7 @@ def _instance(experiment: Experiment, pool: Pool) -> InstanceInfo:
         min_step_s=engine.min_step_ms / MS_PER_S,
         host=engine.host,
     )
+    costs, cost = with_drafter(experiment, pool, costs)
     gpus = pool.tp * pool.pp
     swap_bytes = engine.swap_space_gib * GIB * gpus
     # Every GPU of the instance copies its own share of a block over its own link.
@@ -292,7 +297,7 @@ def _instance(experiment: Experiment, pool: Pool) -> InstanceInfo:
     if not usable_blocks:
         raise BadInput("engine.num_gpu_blocks 1: none is left beside the null block; at least 2")
     spec = InstanceSpec(
-        cost=costs.cost,
+        cost=cost,
         total_blocks=usable_blocks,
         block_size=costs.block_size,
         role=pool.role,

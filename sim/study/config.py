@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +16,7 @@ from sim.costs.profile import HostTerm
 from sim.study.attention_config import AttentionKeys
 from sim.study.failures_config import FailuresConfig
 from sim.study.presets import fill
+from sim.study.speculative_config import SpeculativeConfig
 from sim.study.statistics.clock import ENGINE, Clock
 from sim.study.validation import shown, unknown_key, validate
 from sim.study.yaml_file import parse_yaml, read_yaml
@@ -333,6 +334,7 @@ class Experiment:
     engine: EngineConfig
     run: RunConfig
     origins: Origins
+    speculative: SpeculativeConfig | None = None
 
     def resolved(self) -> dict[str, Any]:
         """Return every value, defaults included, as plain data: a config file's content."""
@@ -340,7 +342,7 @@ class Experiment:
             {"name": p.name, "label": p.label, **p.params.model_dump(mode="json")}
             for p in self.policies
         ]
-        return {
+        found = {
             "cluster": self.cluster.model_dump(mode="json"),
             "policy": chosen,
             "workload": self.workload.model_dump(mode="json"),
@@ -348,6 +350,9 @@ class Experiment:
             "engine": self.engine.model_dump(mode="json"),
             "run": self.run.model_dump(mode="json"),
         }
+        if self.speculative is not None:  # its absence leaves no trace: results keep their names
+            found["speculative"] = self.speculative.model_dump(mode="json")
+        return found
 
     def origin(self, key: str) -> str:
         """Return where a dotted key's value is from: a file, command line, preset or default."""
@@ -361,7 +366,7 @@ class Experiment:
 
 
 REQUIRED = ("cluster", "policy", "workload")
-KEYS = ("cluster", "policy", "workload", "slo", "engine", "run")
+KEYS = ("cluster", "policy", "workload", "slo", "engine", "run", "speculative")
 ABOUT = "about"
 """What a run adds to the config it writes; ignored when that file is run again."""
 
@@ -422,7 +427,14 @@ def resolve(data: Mapping[str, Any], source: str, overrides: Sequence[str] = ())
         engine=engine,
         run=validate(RunConfig, data.get("run"), "run", where),
         origins=origins,
+        speculative=_speculative(data.get("speculative"), where),
     )
+
+
+def _speculative(data: Any, where: Callable[[str], str]) -> SpeculativeConfig | None:
+    if data is None:
+        return None
+    return validate(SpeculativeConfig, data, "speculative", where)
 
 
 def _check_clock(engine: EngineConfig, origins: Origins) -> None:

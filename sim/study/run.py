@@ -32,7 +32,7 @@ from sim.types import BadInput, Trace
 from workloads import WorkloadConfig
 from workloads import build as build_workload
 
-STREAMS = ("lengths", "arrivals", "router", "failures")
+STREAMS = ("lengths", "arrivals", "router", "failures", "acceptance")
 
 SATURATION_REQUESTS = 4000
 """Requests that wait at t = 0 when the saturation rate is measured (design section 5)."""
@@ -303,8 +303,7 @@ def replicate(experiment: Experiment, choice: PolicyChoice, index: int) -> Repli
     trace = requests_of(experiment, index)
     setup = build(experiment, choice)
     began = time.process_time()
-    seeds = router_seed(experiment, index), failure_seed(experiment, index)
-    how = settings(experiment, setup.policy, trace, *seeds)
+    how = settings(experiment, setup.policy, trace, *engine_seeds(experiment, index))
     record = simulate(trace, setup.policy, setup.specs, how)
     cpu_s = time.process_time() - began
     _check_window(experiment, record)
@@ -389,6 +388,16 @@ def _check_window(experiment: Experiment, record: RunRecord) -> None:
 def router_seed(experiment: Experiment, replication: int) -> int:
     """Return the seed of the router's choices in one replication."""
     return int(_stream(experiment, replication, "router").generate_state(1)[0])
+
+
+def engine_seeds(experiment: Experiment, replication: int) -> tuple[int, int, int]:
+    """Return the seeds of one replication that `settings` takes, in its order."""
+    accepted = _stream(experiment, replication, "acceptance").generate_state(1)[0]
+    return (
+        router_seed(experiment, replication),
+        failure_seed(experiment, replication),
+        int(accepted),
+    )
 
 
 def failure_seed(experiment: Experiment, replication: int) -> int:

@@ -32,6 +32,13 @@ class DecodePiece:
         self.extrapolated = False
         """Whether steps of this piece lie outside the range the profile was fitted on."""
 
+    def at(self, kv: N) -> int:
+        """Return what a step costs that finds `kv` cached tokens, in femtoseconds."""
+        piece = self
+        while piece.next is not None and kv >= piece.kv_end:
+            piece = piece.next
+        return piece.base_fs + piece.slope_fs * kv
+
 
 class DecodeTerms:
     """A decode step of a fixed batch, taken apart.
@@ -88,6 +95,38 @@ class CostModel(abc.ABC):
             kv: KV tokens those hold before the step.
         """
 
+    def verify(self, batch: N, drafts: N) -> DecodePiece:
+        """Return the first piece of a step that verifies drafted tokens (memoised).
+
+        Every request of the batch brings `drafts` drafted tokens, so `drafts + 1` query rows; the
+        time to draft them is included. Without drafts this is `decode(batch)`, the same object.
+
+        Raises:
+            BadInput: the model cannot price drafts.
+        """
+        if drafts:
+            raise _no_verification(self)
+        return self.decode(batch)
+
+    def verify_step(
+        self, chunks: N, new: N, context: N, quad: N, batch: N, kv: N, drafts: N
+    ) -> int:
+        """Price a step that holds prompt chunks beside requests that verify drafts: see `step`.
+
+        Raises:
+            BadInput: the model cannot price drafts.
+        """
+        if drafts:
+            raise _no_verification(self)
+        return self.step(chunks, new, context, quad, batch, kv)
+
     @abc.abstractmethod
     def extrapolates(self, new: N, batch: N) -> bool:
         """Whether a step with `new` chunk tokens and `batch` decodes leaves the fitted range."""
+
+
+def _no_verification(cost: CostModel) -> BadInput:
+    return BadInput(
+        f"cost model {type(cost).__name__} does not price the verification of drafted tokens "
+        "(`verify`); valid: no speculation"
+    )

@@ -143,6 +143,8 @@ class Policy(abc.ABC):
     """Whether `route` is asked at the end of every prefill, whatever the instance's role, and
     `on_leave` for every request that leaves or is put back by a failure."""
 
+    step_tokens: N = 0
+    """Tokens of a step, at most, for drafted ones that the engine then drops; 0: no limit."""
     monitor_period_s: float = 0.0
     """How often the monitor samples the cluster for `on_monitor`; 0: never."""
     monitor_delay_s: float = 0.0

@@ -16,6 +16,7 @@ from knotted import decode_price
 from sim.core.blocks import Piece
 from sim.core.instance import Instance
 from sim.core.spec import Settings
+from sim.core.speculation import SpeculativeInstance
 from sim.types import (
     Cluster,
     Decode,
@@ -143,7 +144,7 @@ def check_view(view: View, audit: Audit) -> None:
     prompts = [r.input_len for r in everyone]
     assert view.outstanding_tokens == sum(prompts)
     _check_blocks(view, decoding, cached)
-    _check_growth(view, cached)
+    _check_growth(view, decoding, cached)
 
 
 def shares(view: View) -> bool:
@@ -190,11 +191,12 @@ def _check_places(view: View, waiting: list[Request], running: list[Request]) ->
 def _check_blocks(view: View, decoding: list[Request], cached: list[int]) -> None:
     """Used + free = total, on the GPU and in the swap space (I2)."""
     size = view.block_size
+    spare = -(-view.lookahead // size)  # blocks that hold drafted tokens only, at most
     for request, tokens in zip(decoding, cached, strict=True):
-        assert request.blocks == -(-tokens // size)
+        assert 0 <= request.blocks - -(-tokens // size) <= spare
     partial = [*view.prefilling.values(), *view.paused.values()]
     for request in [*partial, *view.swapped.values()]:
-        assert request.blocks == -(-request.prefilled // size)
+        assert 0 <= request.blocks - -(-request.prefilled // size) <= spare
     used = sum(r.blocks for r in view.running.values())
     assert view.free_blocks >= 0
     pulled = [*getattr(view, "in_transfer", {}).values(), *view.ready.values()]
@@ -233,8 +235,11 @@ def check_pool(view: Instance) -> None:
     assert refs == sum(held[-1][1] for held in pool.holding.values())
 
 
-def _check_growth(view: View, cached: list[int]) -> None:
+def _check_growth(view: View, decoding: list[Request], cached: list[int]) -> None:
     """Phases, growth and `steps_until_free_below` against brute force."""
+    if isinstance(view, SpeculativeInstance):
+        _check_drafted_growth(view, decoding, cached)
+        return
     size = view.block_size
     rests = Counter(tokens % size for tokens in cached)
     phases = [view.phases[(phase - view.steps) % size] for phase in range(size)]
@@ -256,6 +261,20 @@ def _check_growth(view: View, cached: list[int]) -> None:
             assert steps > 10**9
         else:
             assert free - growth(steps) >= blocks > free - growth(steps + 1)
+
+
+def _check_drafted_growth(
+    view: SpeculativeInstance, decoding: list[Request], cached: list[int]
+) -> None:
+    """The next step's blocks hold the next token of each request and `lookahead` drafted ones."""
+    needed = [-(-(tokens + 1 + view.lookahead) // view.block_size) for tokens in cached]
+    held = [request.blocks for request in decoding]
+    growth = sum(max(need - has, 0) for need, has in zip(needed, held, strict=True))
+    assert view.growth_blocks == view.growth_over(1) == growth
+    free = view.free_blocks
+    assert (view.steps_until_free_below(free) == 0) == (growth > 0)
+    assert view.steps_until_free_below(free + 1) == 0
+    assert view.decode_tokens >= view.num_decoding
 
 
 # -- the plan -------------------------------------------------------------------------------------

@@ -26,6 +26,7 @@ Definitions (design section 7, style section 4):
   `prefix_cache_hits` (prompt tokens looked up when a request is first admitted, and those of them
   found, as vLLM counts), `prefix_cache_hit_rate`, and `prefix_cache_hit_rate_preempted` (of what
   preempted requests had to cover again).
+* With `speculative`: `sim.study.statistics.speculation`.
 * `mfu`: FLOPs of the tokens served (each once: no padding, no recomputation, no finished rows) over
   peak FLOPs * duration.
 """
@@ -52,6 +53,7 @@ from sim.study.statistics.downtime import downtime_figures
 from sim.study.statistics.moments import moments, run_moments
 from sim.study.statistics.phases import phase_figures
 from sim.study.statistics.runs import Floats, Runs
+from sim.study.statistics.speculation import speculation_figures
 from sim.study.statistics.stability import effective_requests, verdict
 from sim.types import FS_PER_S, CostModel
 
@@ -104,7 +106,9 @@ def summarise(record: RunRecord, frame: Frame) -> Summary:
     summary |= moments("e2el", latencies["e2el"])
     summary |= steps.figures(duration)
     summary |= phase_figures(record, frame, start, duration, steps.duration_s)
-    summary["mfu"] = requests.served_flops() / (frame.peak_flops_per_s * duration or np.nan)
+    flops = frame.peak_flops_per_s * duration or np.nan
+    summary["mfu"] = requests.served_flops() / flops
+    summary |= speculation_figures(record, summary["mfu"], frame.flops_per_token / flops)
     summary |= _prefix_figures(record)
     summary["preemptions"] = int(requests.column("preemptions").sum())
     summary["oom_events"] = record.counters["oom_events"]
