@@ -15,7 +15,7 @@ import simpy
 from sim.core.inbox import Inbox
 from sim.core.loop import INSTANCE, Timer, heappop, heappush, steps_to_cover
 from sim.core.records import DECODE, MIXED, PACK_STEP, PREFILL
-from sim.core.refusals import refused
+from sim.core.refusals import bad_chunk, refused
 from sim.core.seats import Seats
 from sim.core.static import StaticBatch
 from sim.types import (
@@ -24,7 +24,6 @@ from sim.types import (
     Mixed,
     N,
     Plan,
-    PlanError,
     Policy,
     Prefill,
     Request,
@@ -490,7 +489,7 @@ class Instance(Seats):
                 or tokens < 1
                 or total > request.target_tokens
             ):
-                raise self._bad_chunk(request, tokens)
+                raise bad_chunk(self, request, tokens)
             request.stamp = stamp
             blocks = -(-total // size)
             room -= blocks - request.held_blocks
@@ -521,14 +520,6 @@ class Instance(Seats):
         self._launch(now, 1, first + self.delay_fs, 0, batch)
         self.delay_fs = 0
         return True
-
-    def _bad_chunk(self, request: Request, tokens: N) -> PlanError:
-        if not self.has(request) or request.stamp == self.plans:
-            return self.broken(f"request {request.id} is named twice or is not here")
-        if request.state > PREFILLING:
-            return self.broken(f"request {request.id} has no prompt left to prefill")
-        left = request.target_tokens - request.prefilled
-        return self.broken(f"a chunk of {tokens} tokens of request {request.id}, {left} are left")
 
     # -- the end of steps -------------------------------------------------------------------
 

@@ -165,11 +165,6 @@ class SpeculativeInstance(Instance):
         super().__init__(id, spec, policy, sim, env)
         speculation = sim.settings.speculation
         assert speculation is not None
-        if self.lag:
-            raise BadInput(
-                "engine.async_scheduling true: with `speculative` the tokens of a step are known "
-                "only at its end, so no step is formed ahead; valid: false"
-            )
         if spec.ctas is not None or spec.cascade_attention:
             raise BadInput(
                 "speculative: attention of rows of several tokens is priced by its sums only; "
