@@ -23,10 +23,10 @@ from sim.types import BadInput, N
 REQUESTS_A_DRAW: Final = 128
 """One generator draws for so many requests."""
 
-ROUNDS_A_DRAW: Final = 128
+ROUNDS_A_DRAW: Final = 256
 """It draws so many rounds of each at once."""
 
-ROUNDS_SUMMED: Final = 256
+ROUNDS_SUMMED: Final = 512
 """Running sums are kept of the first rounds; those of longer requests are made when asked for."""
 
 DRAWS_KEPT: Final = 64
@@ -41,7 +41,7 @@ HIGHEST_RATE: Final = 1 - 1e-12
 Key = TypeVar("Key")
 Value = TypeVar("Value")
 Counts = NDArray[np.uint8]
-Tokens = NDArray[np.int64]
+Tokens = NDArray[np.int32]
 
 
 @mypyc_attr(allow_interpreted_subclasses=True)
@@ -64,8 +64,7 @@ class Acceptance(abc.ABC):
 
         At least `rounds` rounds, from the first on. Read only.
         """
-        tokens = np.minimum(self.accepted(request_id, rounds), drafts).astype(np.int64) + 1
-        return tokens, tokens.cumsum()
+        return _summed(self.accepted(request_id, rounds), drafts)
 
 
 class Positions(Acceptance):
@@ -92,6 +91,8 @@ class Positions(Acceptance):
         self._rates = np.array(padded, np.float64)
         self._seed = seed
         self._request_sd = request_sd
+        self._chance = np.empty((REQUESTS_A_DRAW, ROUNDS_A_DRAW), np.float32)
+        self._below = np.empty((REQUESTS_A_DRAW, ROUNDS_A_DRAW), np.bool_)
         self._draws: dict[N, _Draw] = {}
         self._sums: dict[tuple[N, N], tuple[Tokens, Tokens]] = {}
 
@@ -108,8 +109,7 @@ class Positions(Acceptance):
         found = self._sums.get((chunk, drafts))
         if found is None:
             numbers = self._drawn(chunk, ROUNDS_SUMMED)[:, :ROUNDS_SUMMED]
-            tokens = np.minimum(numbers, drafts).astype(np.int64) + 1
-            found = tokens, tokens.cumsum(axis=1)
+            found = _summed(numbers, drafts)
             _keep(self._sums, (chunk, drafts), found, SUMS_KEPT)
         return found[0][row], found[1][row]
 
@@ -117,7 +117,8 @@ class Positions(Acceptance):
         """Return at least the first `rounds` rounds of a chunk's requests: [request, round]."""
         draw = self._draws.get(chunk)
         if draw is None:
-            draw = _Draw(self._generator(chunk, 1), self._reach(chunk))
+            rooms = self._chance, self._below
+            draw = _Draw(self._generator(chunk, 1), self._reach(chunk), *rooms)
             _keep(self._draws, chunk, draw, DRAWS_KEPT)
         if draw.numbers.shape[1] < rounds:
             draw.go_on(rounds)
@@ -144,24 +145,45 @@ class _Draw:
     Args:
         generator: draws them, always in the same order.
         reach: P(n >= j): [request, j - 1].
+        chance: room for random numbers: [request, round].
+        below: room for comparisons, likewise.
     """
 
-    def __init__(self, generator: np.random.Generator, reach: NDArray[np.float32]) -> None:
+    def __init__(
+        self,
+        generator: np.random.Generator,
+        reach: NDArray[np.float32],
+        chance: NDArray[np.float32],
+        below: NDArray[np.bool_],
+    ) -> None:
+        self._chance = chance
+        self._below = below
         self._generator = generator
         self._reach = reach
         self.numbers: Counts = np.zeros((len(reach), 0), np.uint8)
 
     def go_on(self, rounds: N) -> None:
         """Draw more, until there are `rounds` rounds."""
-        parts = [self.numbers]
-        while rounds > len(parts) * ROUNDS_A_DRAW - ROUNDS_A_DRAW + self.numbers.shape[1]:
-            chance = self._generator.random((len(self._reach), ROUNDS_A_DRAW), np.float32)
-            part = np.zeros(chance.shape, np.uint8)
+        drawn = self.numbers.shape[1]
+        width = max(drawn * 2, -(-rounds // ROUNDS_A_DRAW) * ROUNDS_A_DRAW)
+        numbers = np.zeros((len(self._reach), width), np.uint8)
+        numbers[:, :drawn] = self.numbers
+        for start in range(drawn, width, ROUNDS_A_DRAW):
+            # Into arrays that stay: fresh ones of this size cost more than the numbers.
+            self._generator.random(out=self._chance, dtype=np.float32)
+            part = numbers[:, start : start + ROUNDS_A_DRAW]
             for position in range(self._reach.shape[1]):
-                part += chance < self._reach[:, position, None]
-            parts.append(part)
-        self.numbers = np.concatenate(parts, axis=1)
-        self.numbers.flags.writeable = False
+                np.less(self._chance, self._reach[:, position, None], out=self._below)
+                part += self._below.view(np.uint8)
+        numbers.flags.writeable = False
+        self.numbers = numbers
+
+
+def _summed(numbers: Counts, drafts: N) -> tuple[Tokens, Tokens]:
+    """Return the tokens that rounds of `drafts` drafts emit, and their running sums."""
+    tokens = np.minimum(numbers, drafts).astype(np.int32)
+    tokens += 1
+    return tokens, tokens.cumsum(axis=-1, dtype=np.int32)
 
 
 def _keep(kept: dict[Key, Value], key: Key, value: Value, most: N) -> None:

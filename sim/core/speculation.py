@@ -184,7 +184,7 @@ class SpeculativeInstance(Instance):
         """K of the rings."""
         self.period = FIRST_PERIOD
         self.phases = [0] * self.period
-        self.ahead: NDArray[np.int64] = np.zeros(self.period, np.int64)
+        self.ahead: NDArray[np.int32] = np.zeros(self.period, np.int32)
         """Tokens that the batch emits in the step that finds the counter at s, at s % period."""
         self.rounds: dict[N, Rounds] = {}
         """Of every decoding request."""
@@ -321,7 +321,7 @@ class SpeculativeInstance(Instance):
         before = rounds.before
         last = before + rounds.tokens_by(rounds.since + len(rounds.total) - 1)
         if before + limit < last:
-            limits = np.arange(before + limit, last, size)
+            limits = np.arange(before + limit, last, size, np.int32)
             rounds.growth += (rounds.total.searchsorted(limits, "right") + 1).tolist()
 
     def _lift(self, request: Request) -> None:
@@ -357,7 +357,7 @@ class SpeculativeInstance(Instance):
         while self.period <= rounds:
             self.period *= 2
         self.phases = [0] * self.period
-        self.ahead = np.zeros(self.period, np.int64)
+        self.ahead = np.zeros(self.period, np.int32)
         for step in range(steps, steps + old):
             self.phases[-step % self.period] = phases[-step % old]
             self.ahead[step % self.period] = ahead[step % old]
