@@ -321,7 +321,7 @@ class SpeculativeInstance(Instance):
         before = rounds.before
         last = before + rounds.tokens_by(rounds.since + len(rounds.total) - 1)
         if before + limit < last:
-            limits = np.arange(before + limit, last, size, np.int32)
+            limits = np.arange(before + limit, last, size, dtype=np.int32)
             rounds.growth += (rounds.total.searchsorted(limits, "right") + 1).tolist()
 
     def _lift(self, request: Request) -> None:

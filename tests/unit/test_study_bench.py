@@ -36,7 +36,8 @@ def test_every_policy_load_and_size_is_a_case():
     labels = (*bench.POLICIES, *bench.OTHERS)
     cases = list(bench._cases((10, 20, 30), dict.fromkeys(labels, 1.0)))
     assert len(cases) == 3 * 3 * 3 + len(bench.OTHERS) * 3
-    variants = {"continuous v0", "continuous v1", bench.AHEAD, bench.RESCUES}
+    named = {"continuous v0", "continuous v1"}
+    variants = named | {bench.AHEAD, bench.RESCUES, bench.SPECULATES}
     assert {c["policy"] for c in cases} - variants <= set(names())
     assert bench.experiment(CASE | {"policy": bench.AHEAD}).engine.async_scheduling
     (bounded, *_) = (bench.experiment(c) for c in cases if c["policy"] == bench.RESCUES)
