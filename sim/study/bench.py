@@ -55,7 +55,10 @@ SPECULATES = "continuous v1, speculating"
 SPECULATION = {"method": "eagle", "num_speculative_tokens": 3}
 """Three drafted tokens a round, at 90 % only."""
 
-OTHERS = ("sarathi", "orca", "uellm", "smdp", "ascendra", RESCUES, AHEAD, SPECULATES, *SPLIT)
+OTHERS = (
+    *("sarathi", "orca", "uellm", "smdp", "cosine", "ascendra", RESCUES, AHEAD, SPECULATES),
+    *SPLIT,
+)
 
 LOADS = (0.5, 0.9, 1.2)
 SIZES = (10_000, 100_000, 1_000_000)
