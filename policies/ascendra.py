@@ -153,8 +153,8 @@ class Ascendra(Policy):
         self._arrived_low: N = 0
         self._arrived_high: N = 0
         self._moves: dict[N, tuple[float, N]] = {}
-        """When each request was moved last, and which move that was. `plan` writes here what it says,
-        so that saying it twice changes nothing."""
+        """When each request was moved last, and which of all moves that was. `plan` writes here
+        what it says, so that saying it twice changes nothing."""
         self._moved: N = 0
 
     @property
