@@ -118,6 +118,9 @@ fidelity: setup ## fit and replay the measured runs of ../shared/data, write doc
 engine-modes: setup ## price the engine modes of attention, write the tables of docs/engine-modes.md (3 min)
 	$(BIN)/python docs/engine_modes.py
 
+docs-ascendra: setup ## Ascendra's claim: tables, and docs/img/ascendra-claim.png (6 min on 2 cores)
+	$(BIN)/python docs/ascendra.py
+
 docs-pictures: setup ## draw the same ten requests under every policy (3 s)
 	$(BIN)/python docs/pictures.py
 
@@ -129,4 +132,4 @@ clean: ## remove .venv and everything generated
 
 .PHONY: help setup run test check test-slow mutate bench compiled compiled-test performance evidence figures claims \
 	sensitivity ablation frontier paper quick calibrate calibrate-gpu wheelhouse \
-	profiles fidelity engine-modes docs-pictures gpu-test clean
+	profiles fidelity engine-modes docs-ascendra docs-pictures gpu-test clean

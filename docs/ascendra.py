@@ -4,7 +4,7 @@ Runs `examples/ascendra.yaml` on each workload: the capacity of every policy (hi
 90 % of the requests meet both bounds) in each replication, Ascendra's over the best baseline's with
 a 95 % interval, the same with one parameter changed at a time, and the verdict of
 `sim/study/paper/verdict.py` on its claim. Prints Markdown and draws docs/img/ascendra-claim.png
-(with the workloads named, so name none to draw both). Some ten minutes on two cores.
+(with the workloads named, so name none to draw both). Six minutes on two shared cores.
 """
 
 from __future__ import annotations

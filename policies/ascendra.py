@@ -9,7 +9,6 @@ from typing import Literal
 
 from policies.base import (
     Cluster,
-    ClusterInfo,
     Config,
     Decode,
     Field,
@@ -17,7 +16,6 @@ from policies.base import (
     N,
     Plan,
     Policy,
-    Pool,
     Prefill,
     Request,
     View,
@@ -121,8 +119,8 @@ class Ascendra(Policy):
     - A8 its admission test (drop what has waited too long) is not modelled; `slo.abort_after_s`
       lets clients give up.
 
-    Complexity: O(admitted + `window` + moved) per call, O(log n) per arrival; with `basic` a sort
-    of the queue.
+    Complexity: O(admitted + passed by, up to `window` + moved) per call, O(log n) per arrival; with
+    `basic` a sort of the queue.
 
     Reference: Ikram, Li, Elnikety and Bagchi, "Ascendra: Dynamic Request Prioritization for
     Efficient LLM Serving", arXiv:2504.20828; code Mrxiangli/PaceServe.
@@ -155,8 +153,8 @@ class Ascendra(Policy):
         self._arrived_low: N = 0
         self._arrived_high: N = 0
         self._moves: dict[N, tuple[float, N]] = {}
-        """When and where to each request was moved last. `plan` writes here what it says, so that
-        saying it twice changes nothing."""
+        """When each request was moved last, and which of all moves that was. `plan` writes here
+        what it says, so that saying it twice changes nothing."""
         self._moved: N = 0
 
     @property
@@ -167,10 +165,6 @@ class Ascendra(Policy):
     def new_queue(self) -> WaitQueue:
         """Return a queue by value."""
         return ValueQueue(self.config.order, self.estimator)
-
-    def pools(self, cluster: ClusterInfo) -> Sequence[Pool]:
-        """Return instances as small as fit; the last ones are those of high priority."""
-        return super().pools(cluster)
 
     # -- where ------------------------------------------------------------------------------
 
@@ -285,12 +279,15 @@ class Ascendra(Policy):
 
     def _at_risk(self, view: View, queue: ValueQueue, step: Plan, chunks: Chunks) -> Moves:
         """Return who waits on and is predicted to be late, with the instance to move to."""
+        targets = [high.id for high in self.high if high.up]
+        if not targets:
+            return NOBODY
         tokens = view.num_decoding
         for _, new in chunks:
             tokens += new
         due_s = view.now_s + self.margin_s
         after_s = due_s + self.estimator.seconds(view.price(step), tokens)
-        late = []
+        late: list[Request] = []
         for start_s, _, request in queue.starts.entries():
             if start_s >= after_s:  # nor is anybody behind
                 break
@@ -299,19 +296,17 @@ class Ascendra(Policy):
         if not late:
             return NOBODY
         taken = {request.id for request, _ in chunks}
-        return self._moves_of([r for r in late if r.id not in taken], view.now_s)
+        late = [request for request in late if request.id not in taken]
+        turns = [self._turn(request, view.now_s) for request in late]
+        return [(r, targets[k % len(targets)]) for r, k in zip(late, turns, strict=True)]
 
-    def _moves_of(self, late: Sequence[Request], now_s: float) -> Moves:
-        """Return whose turn it is to take each of them, and note the moves."""
-        targets = [high.id for high in self.high if high.up]
-        moves: Moves = []
-        for request in late if targets else ():
-            known = self._moves.get(request.id)
-            if known is None or known[0] != now_s:
-                known = self._moves[request.id] = (now_s, self._moved)
-                self._moved += 1
-            moves.append((request, targets[known[1] % len(targets)]))
-        return moves
+    def _turn(self, request: Request, now_s: float) -> N:
+        """Return which move this is of all, counted from 0, and note it."""
+        known = self._moves.get(request.id)
+        if known is None or known[0] != now_s:
+            known = self._moves[request.id] = (now_s, self._moved)
+            self._moved += 1
+        return known[1]
 
     # -- high priority ----------------------------------------------------------------------
 

@@ -178,7 +178,7 @@ POLICIES = (
     Mutation(
         "ascendra: whose prompt is taken moves, too",
         "policies/ascendra.py",
-        "[r for r in late if r.id not in taken]",
+        "[request for request in late if request.id not in taken]",
         "late",
         (ASCENDRA_UNIT,),
     ),

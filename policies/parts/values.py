@@ -131,11 +131,10 @@ class ValueQueue(WaitQueue):
         if self._sjf:
             self._part()
             return chain(self.front.values(), self._live, self._late)
-        live = (entry[2] for entry in self.starts.entries(self.now_s))
-        late = self._expired()
         if self._basic:
-            return chain(self.front.values(), self._sorted(live), self._sorted(late))
-        return chain(self.front.values(), live, late)
+            live, late = self._sorted(self._in_time()), self._sorted(self._expired())
+            return chain(self.front.values(), live, late)
+        return chain(self.front.values(), self._in_time(), self._expired())
 
     def next_late_s(self) -> float:
         """Return the latest start of the most valuable of those that are not late."""
@@ -145,6 +144,11 @@ class ValueQueue(WaitQueue):
             return inf if first is None else self.starts.key(first)
         entry = next(self.starts.entries(self.now_s), None)
         return inf if entry is None else entry[0]
+
+    def _in_time(self) -> Iterator[Request]:
+        """Iterate over those in time, earliest latest start first."""
+        for _, _, request in self.starts.entries(self.now_s):
+            yield request
 
     def _expired(self) -> Iterator[Request]:
         """Iterate over the late, earliest latest start first."""

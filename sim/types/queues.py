@@ -86,6 +86,7 @@ Entry = tuple[float, N, Request]
 """Key, id, request: ids are unique, so requests are never compared."""
 
 _KEY: Final = itemgetter(0)
+_REQUEST: Final = itemgetter(2)
 
 
 class ByKey(WaitQueue):
@@ -159,7 +160,7 @@ class ByKey(WaitQueue):
 
     def __iter__(self) -> Iterator[Request]:
         """Iterate over the re-queued, then by key."""
-        return chain(self._front.values(), (e[2] for piece in self._pieces for e in piece))
+        return chain(self._front.values(), map(_REQUEST, chain.from_iterable(self._pieces)))
 
     def __len__(self) -> N:
         """Return the number of waiting requests."""
