@@ -11,6 +11,9 @@ DEADLINE = "tests/golden/test_golden_deadline.py"
 UELLM = "tests/golden/test_golden_uellm.py"
 ASCENDRA = "tests/golden/test_golden_ascendra.py"
 ASCENDRA_UNIT = "tests/unit/test_policy_ascendra.py"
+COSINE_UNIT = "tests/unit/test_policy_cosine.py"
+ACCEPTANCE_UNIT = "tests/unit/test_core_acceptance.py"
+SPECULATIVE_COSTS = "tests/unit/test_costs_speculative.py"
 SMDP_UNIT = "tests/unit/test_policy_smdp.py"
 SMDP_SOLVER = "tests/unit/test_parts_smdp.py"
 MIDPOINTS = "tests/unit/test_parts_buckets.py"
@@ -180,5 +183,26 @@ POLICIES = (
         "            target.enqueue(request, now)",
         "            target.enqueue(request, now)\n            self.outstanding += 1",
         (ASCENDRA,),
+    ),
+    Mutation(
+        "cosine: nobody untried ever drafts",
+        "policies/parts/drafter_routing.py",
+        "if last >= self._explore_below or not untried:",
+        "if last >= 0 or not untried:",
+        (COSINE_UNIT,),
+    ),
+    Mutation(
+        "acceptance: a request's texts are as easy as any other's",
+        "sim/core/acceptance.py",
+        "odds = odds * np.exp(shift)",
+        "odds = odds * np.exp(0 * shift)",
+        (ACCEPTANCE_UNIT,),
+    ),
+    Mutation(
+        "the model's own row of a verification is free",
+        "sim/costs/model.py",
+        "piece = self._build_pieces(batch, batch * (drafts + 1))",
+        "piece = self._build_pieces(batch, batch * drafts)",
+        (SPECULATIVE_COSTS,),
     ),
 )
