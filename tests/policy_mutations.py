@@ -187,8 +187,8 @@ POLICIES = (
     Mutation(
         "cosine: nobody untried ever drafts",
         "policies/parts/drafter_routing.py",
-        "if last >= self._explore_below or not untried:",
-        "if last >= 0 or not untried:",
+        "explores = untried and last < self._explore_below",
+        "explores = untried and last < 0",
         (COSINE_UNIT,),
     ),
     Mutation(
