@@ -115,6 +115,9 @@ profiles: setup ## fit the shipped profiles to operator tables in TABLES (4 min)
 fidelity: setup ## fit and replay the measured runs of ../shared/data, write docs/fidelity.md (2 min)
 	$(BIN)/python docs/fidelity.py ../shared/data
 
+engine-modes: setup ## price the engine modes of attention, write the tables of docs/engine-modes.md (3 min)
+	$(BIN)/python docs/engine_modes.py
+
 docs-pictures: setup ## draw the same ten requests under every policy (3 s)
 	$(BIN)/python docs/pictures.py
 
@@ -126,4 +129,4 @@ clean: ## remove .venv and everything generated
 
 .PHONY: help setup run test check test-slow mutate bench compiled compiled-test performance evidence figures claims \
 	sensitivity ablation frontier paper quick calibrate calibrate-gpu wheelhouse \
-	profiles fidelity docs-pictures gpu-test clean
+	profiles fidelity engine-modes docs-pictures gpu-test clean

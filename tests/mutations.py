@@ -21,8 +21,11 @@ SPLITWISE = "tests/golden/test_golden_splitwise.py"
 BUCKETSERVE = "tests/golden/test_golden_bucketserve.py"
 PREFIX = "tests/golden/test_golden_prefix.py"
 POOL = "tests/properties/test_block_pool.py"
+ATTENTION = "tests/golden/test_golden_attention.py"
 PREFIXES_UNIT = "tests/unit/test_core_prefixes.py"
 ROUTERS_UNIT = "tests/unit/test_core_routers.py"
+ENERGY_UNIT = "tests/unit/test_study_energy.py"
+POWER_UNIT = "tests/unit/test_costs_power.py"
 
 
 @dataclass(frozen=True)
@@ -37,6 +40,28 @@ class Mutation:
 
 
 ENGINE = (
+    # Attention by the batch.
+    Mutation(
+        "whole rows: a line holds a step too long",
+        "sim/core/attention.py",
+        "((slope - slope_fs) * batch) + 1)",
+        "((slope - slope_fs) * batch) + 2)",
+        (ATTENTION,),
+    ),
+    Mutation(
+        "whole rows: the longest leaves, whoever goes",
+        "sim/core/attention.py",
+        "self.remove(request.kv_offset)",
+        "self.offsets.pop()",
+        (ATTENTION,),
+    ),
+    Mutation(
+        "cascade: blocks split off are read by nobody",
+        "sim/core/blocks.py",
+        "rest.readers = piece.readers",
+        "rest.readers = 0",
+        (ATTENTION,),
+    ),
     # One queue for all instances.
     Mutation(
         "shared queue: seen by who has planned already",
@@ -349,8 +374,8 @@ ENGINE = (
     Mutation(
         "transfers do not share a link",
         "sim/core/links.py",
-        "least = min([t.work_fs for t in active]) * len(active)",
-        "least = min([t.work_fs for t in active])",
+        "least = min(self.work_fs) * len(self.work_fs)",
+        "least = min(self.work_fs)",
         (TRANSFER,),
     ),
     Mutation(
@@ -370,8 +395,8 @@ ENGINE = (
     Mutation(
         "a free transfer joins one step late",
         "sim/core/links.py",
-        "if link.is_free(size):",
-        "if link.is_free(-size - 1):",
+        "if work == 0.0:",
+        "if work < 0.0:",
         (TRANSFER,),
     ),
     Mutation(
@@ -563,5 +588,34 @@ ENGINE = (
         "and busiest > limits.balance_rel_threshold * idlest.outstanding",
         "and busiest > 1 << 62",
         (ROUTERS_UNIT,),
+    ),
+    # Energy.
+    Mutation(
+        "energy: busy GPUs idle as well",
+        "sim/study/statistics/energy.py",
+        "instance.gpus * up_s - instance.busy_gpus * busy_s",
+        "instance.gpus * up_s",
+        (ENERGY_UNIT,),
+    ),
+    Mutation(
+        "energy: the cache does not grow within a span",
+        "sim/study/statistics/energy.py",
+        "moved[row] + k * (batch * instance.kv_token_bytes)[row]",
+        "moved[row]",
+        (ENERGY_UNIT,),
+    ),
+    Mutation(
+        "energy: an instance that is down draws idle power",
+        "sim/study/statistics/energy.py",
+        "up_s = max(duration_s - float(down_s), 0.0)",
+        "up_s = duration_s",
+        (ENERGY_UNIT,),
+    ),
+    Mutation(
+        "a power cap slows no mixed step",
+        "sim/costs/capped.py",
+        "if demand_mw <= self.cap_mw:",
+        "if demand_mw <= self.cap_mw or batch:",
+        (POWER_UNIT,),
     ),
 )

@@ -14,6 +14,7 @@ ASCENDRA_UNIT = "tests/unit/test_policy_ascendra.py"
 COSINE_UNIT = "tests/unit/test_policy_cosine.py"
 ACCEPTANCE_UNIT = "tests/unit/test_core_acceptance.py"
 SPECULATIVE_COSTS = "tests/unit/test_costs_speculative.py"
+VALUES = "tests/unit/test_parts_values.py"
 SMDP_UNIT = "tests/unit/test_policy_smdp.py"
 SMDP_SOLVER = "tests/unit/test_parts_smdp.py"
 MIDPOINTS = "tests/unit/test_parts_buckets.py"
@@ -166,16 +167,44 @@ POLICIES = (
     Mutation(
         "ascendra: risks during the step are not seen",
         "policies/ascendra.py",
-        "request.deadline_s < due_s + step_s",
+        "request.deadline_s < after_s",
         "request.deadline_s < due_s",
         (ASCENDRA_UNIT,),
     ),
     Mutation(
         "ascendra: a move takes no time",
         "policies/ascendra.py",
-        "moved[0] + self.config.transfer_s",
+        "moved[0] + self.transfer_s",
         "moved[0]",
         (ASCENDRA,),
+    ),
+    Mutation(
+        "ascendra: whose prompt is taken moves, too",
+        "policies/ascendra.py",
+        "[r for r in late if r.id not in taken]",
+        "late",
+        (ASCENDRA_UNIT,),
+    ),
+    Mutation(
+        "ascendra: nobody is looked at when some prompts are taken",
+        "policies/ascendra.py",
+        "view.num_waiting > len(chunks)",
+        "not chunks",
+        (ASCENDRA_UNIT,),
+    ),
+    Mutation(
+        "ascendra: the late stay where they are in order of length",
+        "policies/parts/values.py",
+        "self._parted_s = self.now_s",
+        "pass",
+        (VALUES,),
+    ),
+    Mutation(
+        "the queue by key: entries of the key itself",
+        "sim/types/queues.py",
+        "range(bisect_right(piece, above, key=_KEY), len(piece))",
+        "range(bisect_left(piece, above, key=_KEY), len(piece))",
+        (VALUES, "tests/unit/test_types_queues.py"),
     ),
     Mutation(
         "a moved request is still counted where it was",

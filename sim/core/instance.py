@@ -15,6 +15,7 @@ import simpy
 from sim.core.inbox import Inbox
 from sim.core.loop import INSTANCE, Timer, heappop, heappush, steps_to_cover
 from sim.core.records import DECODE, MIXED, PACK_STEP, PREFILL
+from sim.core.refusals import bad_chunk, refused
 from sim.core.seats import Seats
 from sim.core.static import StaticBatch
 from sim.types import (
@@ -23,7 +24,6 @@ from sim.types import (
     Mixed,
     N,
     Plan,
-    PlanError,
     Policy,
     Prefill,
     Request,
@@ -68,6 +68,7 @@ class Instance(Seats):
         "odd",
         "odd_waits",
         "padded_tokens",
+        "padding",
         "pipeline",
         "plans",
         "prefill_requests",
@@ -92,6 +93,7 @@ class Instance(Seats):
         self.pipeline = sim.pipeline_of(spec)
         # A lane's step depends on the other lanes: nothing to fuse.
         self.fuse = sim.settings.fuse_steps and self.pipeline is None
+        self.padding = sim.settings.padding
         self.timer = Timer(env, self.fire, INSTANCE + id)
         self.activity = IDLE
         self.end_fs = -1
@@ -141,12 +143,14 @@ class Instance(Seats):
             self.executor.look()
         if self.activity == STEPPING:
             self._settle(now, self.n_steps)
+            self.activity = IDLE
             if self.inbox is not None:
                 last_fs = self.first_fs + self.increment_fs * (self.n_steps - 1)
                 self.inbox.formed_fs = now - last_fs
-        elif self.static is not None and not self.static.advance(now):
-            return
-        self.activity = IDLE
+        elif self.activity != IDLE:
+            if self.static is not None and not self.static.advance(now):
+                return
+            self.activity = IDLE
         if self.aborts:
             for request in self.aborts:
                 self.apply_abort(request, now)
@@ -290,7 +294,7 @@ class Instance(Seats):
             try:
                 plan = self.policy.plan(self)
             except TypeError as error:
-                raise self.no_plan(error) from error
+                raise refused(self, error) from error
             if plan is None:
                 return False
             if isinstance(plan, Decode):
@@ -302,10 +306,12 @@ class Instance(Seats):
                     self.move(plan.move, now)
                 took_time = self._chunked(plan.chunks, plan.decode, False, now)
             elif isinstance(plan, Prefill):
-                chunks = [(r, r.target_tokens - r.prefilled) for r in plan.requests]
+                chunks: list[tuple[Request, N]] = []
+                for request in plan.requests:
+                    chunks.append((request, request.target_tokens - request.prefilled))
                 if self.sim.charges_overhead:
                     self.delay_fs += to_fs(self.policy.overhead_s(self))
-                padded = self.sim.settings.padded(plan.padded)
+                padded = self.padding == "batch" or (plan.padded and self.padding == "policy")
                 took_time = self._chunked(chunks, False, padded, now)
             else:
                 took_time = self._execute(plan, now)
@@ -349,7 +355,7 @@ class Instance(Seats):
                 self.admit_ready(request)
             if self.bridge:
                 self.pull(now)
-            if not single:
+            if not single and (self.ready or not plan.at_once):
                 return False
         if single:
             self.change_batch(plan, now)
@@ -363,13 +369,15 @@ class Instance(Seats):
         limit = 1
         if self.fuse and not single and not self.delay_fs:
             heap = self.finishing
-            while heap[0][2].seq != heap[0][1]:
+            ends, seq, request = heap[0]
+            while request.seq != seq:
                 heappop(heap)
-            limit = heap[0][0] - self.steps
+                ends, seq, request = heap[0]
+            limit = ends - self.steps
             if plan.max_steps is not None and plan.max_steps < limit:
                 limit = max(plan.max_steps, 1)
         self._launch_decode(now, limit)
-        self.pulls_within = limit > 1 and plan.max_steps is None and plan.until_s is None
+        self.pulls_within = limit > 1 and not plan.bounded
         if plan.until_s is not None and self.n_steps > 1:
             self._end_span_after(self.steps_by(to_fs_ceil(plan.until_s)))
         return True
@@ -378,7 +386,7 @@ class Instance(Seats):
         """Start up to `limit` steps of the present batch; True: that takes time."""
         batch = self.num_decoding
         kv = self.kv_tokens
-        piece = self.cost.decode(batch)
+        piece = (self.batch_cost or self.cost).decode(batch)
         while kv >= piece.kv_end and piece.next is not None:
             piece = piece.next
         first = piece.base_fs + piece.slope_fs * kv
@@ -392,9 +400,10 @@ class Instance(Seats):
         if self.delay_fs:
             first += self.delay_fs
             self.delay_fs = 0
-        self.kind = DECODE
         self.extrapolated = piece.extrapolated
-        self.prefill_requests = self.prefill_tokens = self.padded_tokens = 0
+        if self.kind != DECODE:
+            self.kind = DECODE
+            self.prefill_requests = self.prefill_tokens = self.padded_tokens = 0
         self._launch(now, limit, first, piece.slope_fs * batch, batch)
         return True
 
@@ -480,7 +489,7 @@ class Instance(Seats):
                 or tokens < 1
                 or total > request.target_tokens
             ):
-                raise self._bad_chunk(request, tokens)
+                raise bad_chunk(self, request, tokens)
             request.stamp = stamp
             blocks = -(-total // size)
             room -= blocks - request.held_blocks
@@ -505,20 +514,12 @@ class Instance(Seats):
             quad = count * longest * longest
         self.padded_tokens = charged
         self.extrapolated = self.cost.extrapolates(charged, batch)
-        first = self.cost.step(count, charged, context, quad, batch, kv)
+        first = (self.batch_cost or self.cost).step(count, charged, context, quad, batch, kv)
         if self.executor is not None:
             first = self.executor.step(chunks, self.decoding() if batch else (), padded)
         self._launch(now, 1, first + self.delay_fs, 0, batch)
         self.delay_fs = 0
         return True
-
-    def _bad_chunk(self, request: Request, tokens: N) -> PlanError:
-        if not self.has(request) or request.stamp == self.plans:
-            return self.broken(f"request {request.id} is named twice or is not here")
-        if request.state > PREFILLING:
-            return self.broken(f"request {request.id} has no prompt left to prefill")
-        left = request.target_tokens - request.prefilled
-        return self.broken(f"a chunk of {tokens} tokens of request {request.id}, {left} are left")
 
     # -- the end of steps -------------------------------------------------------------------
 
@@ -554,6 +555,8 @@ class Instance(Seats):
                 self.odd_waits = []
         if chunks:
             self._end_chunks(now)
+        if not batch:
+            return
         heap = self.finishing
         steps = self.steps
         while heap and heap[0][0] <= steps:

@@ -11,6 +11,7 @@ import abc
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from sim.core.attention import BatchCost
 from sim.core.blocks import BlockPool
 from sim.core.loop import heappush
 from sim.core.records import StepLog
@@ -37,6 +38,7 @@ class Seats(View):
     """A `View` with the bookkeeping behind it."""
 
     __slots__ = (
+        "batch_cost",
         "delay_fs",
         "executor",
         "finishing",
@@ -74,6 +76,8 @@ class Seats(View):
             spec.total_swap_blocks,
         )
         self.spec = spec
+        self.batch_cost: BatchCost | None = None
+        """Prices steps in place of `cost`, where the batch matters and not only its sums."""
         self.policy = policy
         self.pool: BlockPool | None = None
         """What of the KV cache can be found again; None: nothing."""
@@ -256,6 +260,8 @@ class Seats(View):
         self.phases[offset % self.period] += 1
         self.kv_tokens += cached
         self.num_decoding += 1
+        if self.batch_cost is not None:
+            self.batch_cost.join(request)
         self.joiners.append(request)
         left = self.output_len[request.id] - request.emitted
         heappush(self.finishing, (steps + left, request.seq, request))
@@ -268,6 +274,8 @@ class Seats(View):
 
     def quit(self, request: Request) -> N:
         """Take a request out of the decoding batch; return the tokens it caches."""
+        if self.batch_cost is not None:
+            self.batch_cost.quit(request)
         steps = self.steps
         offset = request.kv_offset
         cached = offset + steps
@@ -343,11 +351,11 @@ class Seats(View):
         """Ask the policy where a prefilled request decodes."""
         target = self.sim.instances[self.policy.route(request, self.sim.cluster)]
         if target is not self:
-            to = f"route() sends prefilled request {request.id} to "
+            to = "route() sends prefilled request"
             if target.role == "prefill" and not self.policy.places_decode:
-                raise self.broken(f"{to}a prefill instance")
+                raise self.broken(f"{to} {request.id} to a prefill instance")
             if not target.up:
-                raise self.broken(f"{to}instance {target.id}, which is down")
+                raise self.broken(f"{to} {request.id} to instance {target.id}, which is down")
         return target
 
     def send(self, request: Request, target: Instance, when: int) -> None:
@@ -376,7 +384,7 @@ class Seats(View):
                 return
             if not self.policy.can_accept(self, request):
                 return
-            blocks = self.blocks_for(request.prefilled)
+            blocks = -(-request.prefilled // self.block_size)
             if blocks > self.free_blocks:
                 raise self.broken(
                     f"can_accept() took request {request.id} of {blocks} KV blocks, "
@@ -412,12 +420,12 @@ class Seats(View):
         """The KV of a request is here."""
         del self.in_transfer[request.id]
         request.source = -1
-        reserved = self.blocks_for(request.prefilled)
+        request.held_blocks = reserved = -(-request.prefilled // self.block_size)
         if self.late_token:
             request.prefilled -= 1  # the last prompt token is computed again
-        request.held_blocks = self.blocks_for(request.prefilled)
-        self.give_back(reserved - request.held_blocks)
-        self.ready_blocks -= reserved - request.held_blocks
+            request.held_blocks = self.blocks_for(request.prefilled)
+            self.give_back(reserved - request.held_blocks)
+            self.ready_blocks -= reserved - request.held_blocks
         if request.transfer_end_fs < 0:
             request.transfer_end_fs = now
         request.state = READY
@@ -587,11 +595,3 @@ class Seats(View):
         return PlanError(
             f"policy {self.policy.name!r} on instance {self.id} at {self.now_s} s: {what}"
         )
-
-    def no_plan(self, error: TypeError) -> Exception:
-        """Return the error for an answer that a compiled core refuses before it is looked at.
-
-        Any other type error is the policy's own.
-        """
-        _, refused, got = str(error).partition("sim.types.plans.Plan or None object expected; got ")
-        return self.broken(f"plan() returned {got}, which is no plan") if refused else error

@@ -12,6 +12,7 @@ import numpy as np
 import simpy
 
 from sim.core.arrivals import Arrivals, ClosedArrivals, OpenArrivals
+from sim.core.attention import price_by_batch
 from sim.core.failures import Failures
 from sim.core.inbox import check_ahead
 from sim.core.instance import Instance
@@ -185,6 +186,8 @@ class Simulation:
         """Rounds of speculation that requests outside a decoding batch have had."""
         make = Instance if settings.speculation is None else SpeculativeInstance
         self.instances = [make(i, s, policy, self, self.env) for i, s in enumerate(specs)]
+        for instance in self.instances:
+            price_by_batch(instance)
         _check_roles([i.role for i in self.instances])
         self.queues = [i.waiting for i in self.instances if i.shared is None]
         """Each queue once."""

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
 from sim.core.acceptance import Acceptance
+from sim.core.attention import Ctas
 from sim.core.drafting import Controller
 from sim.core.executor import Executor
 from sim.core.misses import MissLimit
@@ -35,6 +36,8 @@ class InstanceSpec:
         stages: pipeline stages that the lanes share.
         gpu: name, for reports.
         tp: tensor-parallel degree, for reports.
+        ctas: attention is dealt out to them in whole rows; None: evenly, as in the fit.
+        cascade_attention: decodes read blocks that they share once (`enable_prefix_caching`).
     """
 
     def __init__(
@@ -52,6 +55,8 @@ class InstanceSpec:
         stages: N = 1,
         gpu: str = "",
         tp: N = 1,
+        ctas: Ctas | None = None,
+        cascade_attention: bool = False,
     ) -> None:
         self.cost = cost
         self.total_blocks = total_blocks
@@ -66,6 +71,8 @@ class InstanceSpec:
         self.stages = stages
         self.gpu = gpu
         self.tp = tp
+        self.ctas = ctas
+        self.cascade_attention = cascade_attention
 
 
 class Speculation:

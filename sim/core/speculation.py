@@ -165,10 +165,10 @@ class SpeculativeInstance(Instance):
         super().__init__(id, spec, policy, sim, env)
         speculation = sim.settings.speculation
         assert speculation is not None
-        if self.lag:
+        if spec.ctas is not None or spec.cascade_attention:
             raise BadInput(
-                "engine.async_scheduling true: with `speculative` the tokens of a step are known "
-                "only at its end, so no step is formed ahead; valid: false"
+                "speculative: attention of rows of several tokens is priced by its sums only; "
+                "valid: engine.attention fitted or balanced, no engine.cascade_attention"
             )
         self.speculation = speculation
         self.control = speculation.new_control(spec.cost)

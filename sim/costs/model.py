@@ -8,7 +8,7 @@ from typing import Final
 from sim.costs.catalogue import DTYPE_BYTES, Model
 from sim.costs.profile import AttentionRow, HostTerm, Profile, Terms
 from sim.costs.terms import Curve, DecodeAttention, DecodeRows, Host, PrefillAttention
-from sim.types import FOREVER, CostModel, DecodePiece, N, to_fs
+from sim.types import FOREVER, CostModel, DecodePiece, DecodeTerms, N, to_fs
 
 FS_PER_MS: Final = 10**12
 
@@ -85,6 +85,13 @@ class StepCost(CostModel):
             self._verifying[batch, drafts] = piece
         return piece
 
+    def decode_terms(self, batch: N) -> DecodeTerms:
+        """Return what `decode` adds up."""
+        row = self._rows.row(batch)
+        return DecodeTerms(
+            self._decode_base(batch, batch, row), row.kv, self._host_token_fs, self._floor_fs
+        )
+
     def step(self, chunks: N, new: N, context: N, quad: N, batch: N, kv: N) -> int:
         """Price a step, in femtoseconds (arguments: `CostModel.step`)."""
         if chunks == 0:
@@ -130,15 +137,19 @@ class StepCost(CostModel):
             return True
         return batch > 0 and not self._batch_low <= batch <= self._batch_high
 
+    def _decode_base(self, batch: N, rows: N, row: DecodeAttention) -> int:
+        """Price everything that the cached tokens do not change."""
+        by_count_ms = self._dense_decode.at(rows) + self._allreduce.at(rows)
+        by_count_ms += self._lm_head.at(rows)
+        return _fs(by_count_ms) + self._host.of(batch, False) + row.of(batch, 0)
+
     def _build_pieces(self, batch: N, rows: N) -> DecodePiece:
         """Chain the floor, the fitted line and its continuation beyond the fitted range.
 
         `batch` requests bring `rows` query rows: one each, or with drafted tokens more.
         """
         row = self._rows.row(batch)
-        by_count_ms = self._dense_decode.at(rows) + self._allreduce.at(rows)
-        by_count_ms += self._lm_head.at(rows)
-        base = _fs(by_count_ms) + self._host.of(batch, False) + row.of(batch, 0)
+        base = self._decode_base(batch, rows, row)
         slope = row.kv + self._host_token_fs
         rise_at = _crossing(base, slope, self._floor_fs)
         known_to = 0 if self.extrapolates(rows - batch, batch) else min(FOREVER, self._kv_high + 1)

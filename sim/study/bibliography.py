@@ -247,6 +247,20 @@ BIBTEX = r"""
   archivePrefix = {arXiv},
 }
 
+@misc{ozcan2025quantifying,
+  title = {Quantifying the Energy Consumption and Carbon Emissions of {LLM} Inference via
+    Simulations},
+  author = {{\"O}zcan, Miray and Wiesner, Philipp and Wei{\ss}, Philipp and Kao, Odej},
+  year = {2025},
+  eprint = {2507.11417},
+  archivePrefix = {arXiv},
+}
+
+@misc{vllmsemanticrouter,
+  title = {{vLLM} Semantic Router: power model of the fleet simulator},
+  howpublished = {\url{https://github.com/vllm-project/semantic-router}},
+}
+
 @misc{touvron2023llama2,
   title = {Llama 2: Open Foundation and Fine-Tuned Chat Models},
   author = {Touvron, Hugo and Martin, Louis and Stone, Kevin and others},

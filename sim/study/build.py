@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from copy import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import cast
 
 import policies
+from sim.core.attention import Ctas
 from sim.core.inbox import check_ahead
 from sim.core.predictors import LengthPredictor, make_predictor
 from sim.core.routers import PrefixRouting
@@ -18,8 +19,10 @@ from sim.costs.catalogue import gpu_named, model_named
 from sim.costs.memory import min_tp
 from sim.study.config import Experiment, PolicyChoice
 from sim.study.failures_config import outages
+from sim.study.power_config import capped, cluster_power
 from sim.study.speculative import check_speculation, speculation_of, with_drafter
 from sim.study.statistics.clock import ENGINE
+from sim.study.statistics.energy import ClusterPower
 from sim.types import BadInput, ClusterInfo, Policy, Pool, Trace
 from workloads.arrivals import Closed
 
@@ -61,11 +64,13 @@ class Setup:
         policy: the decisions.
         instances: by instance id.
         notes: what the reader of any output must be told.
+        power: what its energy is counted by; None: unknown.
     """
 
     policy: Policy
     instances: tuple[InstanceInfo, ...]
     notes: tuple[str, ...]
+    power: ClusterPower | None = None
 
     @property
     def specs(self) -> list[InstanceSpec]:
@@ -101,7 +106,10 @@ def build(experiment: Experiment, choice: PolicyChoice) -> Setup:
             raise BadInput(f"{where}: {error}") from None
     costs = [instance.costs for instance in instances]
     notes = [note for cost in costs for note in cost.notes]
-    return Setup(policy, tuple(instances), tuple(dict.fromkeys(notes)))
+    power, told = cluster_power(
+        experiment.power, experiment.cluster.model, instances, experiment.origins.where
+    )
+    return Setup(policy, tuple(instances), tuple(dict.fromkeys(notes + told)), power)
 
 
 def settings(
@@ -285,7 +293,8 @@ def _instance(experiment: Experiment, policy: Policy, pool: Pool) -> InstanceInf
         min_step_s=engine.min_step_ms / MS_PER_S,
         host=engine.host,
     )
-    costs, cost = with_drafter(experiment, policy, pool, costs)
+    limited = capped(experiment.power, gpu, costs.cost, experiment.origins.where)
+    costs, cost = with_drafter(experiment, policy, pool, replace(costs, cost=limited))
     gpus = pool.tp * pool.pp
     swap_bytes = engine.swap_space_gib * GIB * gpus
     # Every GPU of the instance copies its own share of a block over its own link.
@@ -307,5 +316,26 @@ def _instance(experiment: Experiment, policy: Policy, pool: Pool) -> InstanceInf
         kv_token_bytes=costs.kv_block_bytes // costs.block_size,
         gpu=gpu,
         tp=pool.tp,
+        ctas=_ctas(experiment, gpu, pool.tp),
+        cascade_attention=engine.cascade_attention,
     )
     return InstanceInfo(pool, gpu, costs, spec)
+
+
+def _ctas(experiment: Experiment, gpu: str, tp: int) -> Ctas | None:
+    """Return the thread blocks that whole rows of attention go to; None: work is split evenly."""
+    engine = experiment.engine
+    if engine.attention != "ragged":
+        return None
+    sms = gpu_named(gpu).sms
+    if sms is None:
+        where = experiment.origins.where("engine.attention")
+        raise BadInput(
+            f"{where}: engine.attention: ragged deals rows to thread blocks, {gpu!r} has none; "
+            "valid: fitted, balanced"
+        )
+    model = model_named(experiment.cluster.model)
+    kv_heads = max(1, model.kv_heads // tp)
+    return Ctas(
+        sms * engine.attention_ctas_per_sm, kv_heads, max(1, model.heads // (tp * kv_heads))
+    )

@@ -49,6 +49,14 @@ DATA_SETS = {
 }
 """Part of the name of a built-in source or a file, or format -> keys."""
 
+POWER = {
+    "phase": ("patel2024splitwise",),
+    "logistic": ("patel2024splitwise", "vllmsemanticrouter"),
+    "mfu": ("ozcan2025quantifying",),
+    "roofline": ("patel2024splitwise",),  # the constants it is fitted to
+}
+"""Power model -> keys."""
+
 
 @dataclass(frozen=True)
 class Citations:
@@ -97,6 +105,9 @@ def _used(config: Mapping[str, Any]) -> Found:
     yield f"model {model}", [key for start, key in MODELS.items() if model.startswith(start)]
     yield from _profiles(config[ABOUT].get("profiles") or {})
     yield from _data_sets(config["workload"])
+    if config.get("power"):
+        model = str(config["power"].get("model"))
+        yield f"power model {model}", list(POWER.get(model, ()))
 
 
 def _policies(entries: list[Any]) -> Found:

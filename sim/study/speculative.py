@@ -154,6 +154,12 @@ def check_speculation(experiment: Experiment, policy: Policy) -> None:
             f"{where('speculative')}: speculative: policy {policy.name!r} {STATIC}, which draft no "
             "tokens; valid: policies that batch continuously"
         )
+    if engine.attention == "ragged" or engine.cascade_attention:
+        key = "attention: ragged" if engine.attention == "ragged" else "cascade_attention: true"
+        raise BadInput(
+            f"{where('engine.' + key.split(':')[0])}: engine.{key}: rounds with `speculative` are "
+            "priced by sums of lengths; valid: attention: fitted, balanced, no cascade_attention"
+        )
     if engine.async_scheduling:
         raise BadInput(
             f"{where('engine.async_scheduling')}: engine.async_scheduling true: a step's number of "

@@ -1,6 +1,6 @@
 """Types shared by all packages: requests, plans, views, the policy contract, traces."""
 
-from sim.types.costs import FOREVER, CostModel, DecodePiece
+from sim.types.costs import FOREVER, CostModel, DecodePiece, DecodeTerms
 from sim.types.drafting import DrafterRules, OneDrafter
 from sim.types.errors import BadInput, Deadlock, PlanError, SimulationError
 from sim.types.monitor import InstanceSample, Snapshot
@@ -24,6 +24,7 @@ __all__ = [
     "Deadlock",
     "Decode",
     "DecodePiece",
+    "DecodeTerms",
     "DrafterRules",
     "Fifo",
     "InstanceSample",

@@ -40,6 +40,24 @@ class DecodePiece:
         return piece.base_fs + piece.slope_fs * kv
 
 
+class DecodeTerms:
+    """A decode step of a fixed batch, taken apart.
+
+    It lasts `fixed_fs + attention_fs*K + other_fs*K`, and at least `floor_fs`: K cached tokens are
+    read by the attention, and handled otherwise.
+    """
+
+    __slots__ = ("attention_fs", "fixed_fs", "floor_fs", "other_fs")
+
+    def __init__(
+        self, fixed_fs: int, attention_fs: int, other_fs: int = 0, floor_fs: int = 1
+    ) -> None:
+        self.fixed_fs = fixed_fs
+        self.attention_fs = attention_fs
+        self.other_fs = other_fs
+        self.floor_fs = floor_fs
+
+
 @mypyc_attr(allow_interpreted_subclasses=True)
 class CostModel(abc.ABC):
     """How long a step takes on one instance (`spec/costs.md` section 1)."""
@@ -47,6 +65,22 @@ class CostModel(abc.ABC):
     @abc.abstractmethod
     def decode(self, batch: N) -> DecodePiece:
         """Return the first piece for a batch of `batch` decoding requests (memoised)."""
+
+    def decode_terms(self, batch: N) -> DecodeTerms:
+        """Return what `decode` adds up, for engines whose attention does not read every token once.
+
+        A model of one piece needs no method of its own: its slope is the attention.
+
+        Raises:
+            BadInput: there are several pieces, and only their sums are known.
+        """
+        piece = self.decode(batch)
+        if piece.next is not None:
+            raise BadInput(
+                f"cost model {type(self).__name__} does not say what its decode pieces add up to "
+                "(`decode_terms`); valid: attention: fitted or balanced, no cascade_attention"
+            )
+        return DecodeTerms(piece.base_fs, piece.slope_fs)
 
     @abc.abstractmethod
     def step(self, chunks: N, new: N, context: N, quad: N, batch: N, kv: N) -> int:

@@ -168,8 +168,8 @@ def _check_places(view: View, waiting: list[Request], running: list[Request]) ->
     """A request is in one place (I9), and knows it."""
     swapped = list(view.swapped.values())
     held = [*running, *swapped, *_moving(view), *_hidden(view)]
-    assert all(r.home is view for r in held)
-    assert all(r.home is (None if shares(view) else view) for r in waiting)
+    assert {r.home for r in held} <= {view}
+    assert {r.home for r in waiting} <= {None if shares(view) else view}
     held += waiting
     assert len({r.id for r in held}) == len(held), "a request is in two places"
     assert view.prefilling.keys() | view.paused.keys() <= view.running.keys()
@@ -241,13 +241,17 @@ def _check_growth(view: View, decoding: list[Request], cached: list[int]) -> Non
         _check_drafted_growth(view, decoding, cached)
         return
     size = view.block_size
-    rests = Counter(tokens % size for tokens in cached)
+    rests = Counter([tokens % size for tokens in cached])
     phases = [view.phases[(phase - view.steps) % size] for phase in range(size)]
     assert phases == [rests[phase] for phase in range(size)]
     assert view.growth_blocks == rests[0]
+    alike = tuple(rests.items())  # full blocks grow with nobody
 
     def growth(steps: int) -> int:
-        return sum(-(-(tokens + steps) // size) - -(-tokens // size) for tokens in cached)
+        grown = 0
+        for rest, count in alike:
+            grown += count * (-(-(rest + steps) // size) - (rest > 0))
+        return grown
 
     assert view.growth_over(0) == 0
     for steps in GROWTHS:
@@ -300,8 +304,10 @@ def _check_not_stuck(view: View, plan: Plan | None) -> None:
 
 def same_plan(a: object, b: object) -> bool:
     """Whether two plans (or parts of plans) say the same."""
+    if a is b:
+        return True
     if isinstance(a, Request) or isinstance(b, Request):
-        return a is b
+        return False
     if isinstance(a, Plan | Preemption):
         slots = type(a).__slots__
         return type(a) is type(b) and all(
@@ -311,7 +317,7 @@ def same_plan(a: object, b: object) -> bool:
         return (
             isinstance(b, list | tuple)
             and len(a) == len(b)
-            and all(same_plan(x, y) for x, y in zip(a, b, strict=True))
+            and all(x is y or same_plan(x, y) for x, y in zip(a, b, strict=True))
         )
     return a == b
 
@@ -374,6 +380,9 @@ def expected_price(view: View, plan: Plan | None, settings: Settings) -> int | N
     if isinstance(view, Instance) and view.pool is not None and _may_hit(plan):
         return None
     if isinstance(plan, Decode):
+        if plan.at_once and not plan.changes:
+            tokens = view.kv_tokens + sum(r.prefilled for r in plan.admit)
+            return decode_price(cost, view.num_decoding + len(plan.admit), tokens)
         if plan.changes or not view.num_decoding:
             return None
         price = decode_price(cost, view.num_decoding, view.kv_tokens)

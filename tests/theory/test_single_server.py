@@ -18,7 +18,7 @@ from queueing import (
 
 Record = Callable[[str, object], None]
 STEPS = 10
-REQUESTS, REQUESTS_SLOW = 4000, 50_000
+REQUESTS, REQUESTS_SLOW = 1500, 50_000
 
 
 def check_wait(policy: str, lengths: str, load: float, count: int, record: Record) -> None:

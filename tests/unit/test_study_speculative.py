@@ -242,6 +242,11 @@ def test_static_batches_draft_nothing(policy):
     [
         ({"async_scheduling": True}, "engine.async_scheduling true: a step's number of tokens"),
         ({"min_step_ms": 5}, "engine.min_step_ms 5: a floor of plain steps"),
+        ({"attention": "ragged"}, "engine.attention: ragged: rounds with `speculative` are priced"),
+        (
+            {"cascade_attention": True, "enable_prefix_caching": True},
+            "engine.cascade_attention: true: rounds with `speculative` are priced by sums",
+        ),
     ],
 )
 def test_engines_it_does_not_go_with(engine, said):
