@@ -52,7 +52,7 @@ POLICIES = (
     Mutation(
         "v1 chunk budget forgets the decodes",
         "policies/continuous.py",
-        "budget = self.max_num_batched_tokens - decoding",
+        "budget = self.max_num_batched_tokens - view.decode_tokens",
         "budget = self.max_num_batched_tokens",
         (STEPS,),
     ),
