@@ -89,8 +89,8 @@ ENGINE = (
     Mutation(
         "fused span one step too long",
         "sim/core/instance.py",
-        "limit = heap[0][0] - self.steps",
-        "limit = heap[0][0] - self.steps + 1",
+        "limit = ends - self.steps\n",
+        "limit = ends - self.steps + 1\n",
         (STEPS,),
     ),
     Mutation(
@@ -110,8 +110,8 @@ ENGINE = (
     Mutation(
         "arrival at a step's end is a step late",
         "sim/core/instance.py",
-        "steps_to_cover(now - self.start_fs, self.first_fs, self.increment_fs) + self.lag",
-        "steps_to_cover(now - self.start_fs + 1, self.first_fs, self.increment_fs) + self.lag",
+        "self._end_span_after(self.steps_by(now) + self.lag)",
+        "self._end_span_after(self.steps_by(now + 1) + self.lag)",
         (STEPS,),
     ),
     Mutation(
@@ -152,8 +152,8 @@ ENGINE = (
     Mutation(
         "horizon counts the step under way",
         "sim/core/instance.py",
-        "self.first_fs, self.increment_fs) - 1\n        if steps > 0:",
-        "self.first_fs, self.increment_fs)\n        if steps > 0:",
+        "steps = self.steps_by(now) - 1\n        if steps > 0:",
+        "steps = self.steps_by(now)\n        if steps > 0:",
         (LEAVING,),
     ),
     Mutation(
@@ -174,8 +174,8 @@ ENGINE = (
     Mutation(
         "ahead: an arrival ends the span a step late",
         "sim/core/instance.py",
-        "self.first_fs, self.increment_fs) + self.lag\n",
-        "self.first_fs, self.increment_fs) + 2 * self.lag\n",
+        "self._end_span_after(self.steps_by(now) + self.lag)",
+        "self._end_span_after(self.steps_by(now) + 2 * self.lag)",
         (ASYNC,),
     ),
     Mutation(
@@ -252,8 +252,8 @@ ENGINE = (
     Mutation(
         "KV growth looked up a step late",
         "sim/core/instance.py",
-        "self.free_blocks -= self.phases[-self.steps % self.block_size]",
-        "self.free_blocks -= self.phases[(-self.steps - 1) % self.block_size]",
+        "self.free_blocks -= self.phases[-self.steps % self.period]",
+        "self.free_blocks -= self.phases[(-self.steps - 1) % self.period]",
         (PREEMPTION,),
     ),
     Mutation(
@@ -388,7 +388,7 @@ ENGINE = (
     Mutation(
         "transfers take no time",
         "sim/core/links.py",
-        "work = self.latency_fs + size_bytes / self.bytes_per_s * FS_PER_S",
+        "work = self.latency_fs + size / self.bytes_per_s * FS_PER_S",
         "work = 0.0",
         (TRANSFER,),
     ),

@@ -11,6 +11,9 @@ DEADLINE = "tests/golden/test_golden_deadline.py"
 UELLM = "tests/golden/test_golden_uellm.py"
 ASCENDRA = "tests/golden/test_golden_ascendra.py"
 ASCENDRA_UNIT = "tests/unit/test_policy_ascendra.py"
+COSINE_UNIT = "tests/unit/test_policy_cosine.py"
+ACCEPTANCE_UNIT = "tests/unit/test_core_acceptance.py"
+SPECULATIVE_COSTS = "tests/unit/test_costs_speculative.py"
 VALUES = "tests/unit/test_parts_values.py"
 SMDP_UNIT = "tests/unit/test_policy_smdp.py"
 SMDP_SOLVER = "tests/unit/test_parts_smdp.py"
@@ -49,7 +52,7 @@ POLICIES = (
     Mutation(
         "v1 chunk budget forgets the decodes",
         "policies/continuous.py",
-        "budget = self.max_num_batched_tokens - decoding",
+        "budget = self.max_num_batched_tokens - view.decode_tokens",
         "budget = self.max_num_batched_tokens",
         (STEPS,),
     ),
@@ -209,5 +212,26 @@ POLICIES = (
         "            target.enqueue(request, now)",
         "            target.enqueue(request, now)\n            self.outstanding += 1",
         (ASCENDRA,),
+    ),
+    Mutation(
+        "cosine: nobody untried ever drafts",
+        "policies/parts/drafter_routing.py",
+        "explores = untried and last < self._explore_below",
+        "explores = untried and last < 0",
+        (COSINE_UNIT,),
+    ),
+    Mutation(
+        "acceptance: a request's texts are as easy as any other's",
+        "sim/core/acceptance.py",
+        "odds = odds * np.exp(shift)",
+        "odds = odds * np.exp(0 * shift)",
+        (ACCEPTANCE_UNIT,),
+    ),
+    Mutation(
+        "the model's own row of a verification is free",
+        "sim/costs/model.py",
+        "piece = self._build_pieces(batch, batch * (drafts + 1))",
+        "piece = self._build_pieces(batch, batch * drafts)",
+        (SPECULATIVE_COSTS,),
     ),
 )

@@ -50,19 +50,24 @@ class Cooperation(DrafterRules):
         wanted = self._width or min(max(drafters // batch, 1), self._widest)
         return min(wanted, drafters)
 
-    def choose(self, scores: Sequence[float], untried: Sequence[N], last: N, width: N) -> list[N]:
+    def choose(
+        self,
+        scores: Sequence[float],
+        tried: Sequence[N],
+        untried: Sequence[N],
+        last: N,
+        width: N,
+    ) -> list[N]:
         """Return the best by score; after a poor round an untried one and the best others."""
-        tried = [each for each in range(len(scores)) if each not in untried]
         if not tried:
             return list(untried[:width])
         if not self._routing:
-            return tried
-        ranked = sorted(tried, key=lambda each: (-scores[each], each))
-        ranked += untried
-        if last >= self._explore_below or not untried:
-            return ranked[:width]
-        new = untried[0]
-        return [new, *[each for each in ranked if each != new][: width - 1]]
+            return list(tried[:width])
+        # stable: of equals, the one that was tried first
+        ranked = sorted(tried, key=scores.__getitem__, reverse=True)
+        explores = untried and last < self._explore_below
+        best = ranked[: width - 1 if explores else width]
+        return [*best, *untried[: width - len(best)]]
 
     def score(self, before: float, confidence: float, agreement: float) -> float:
         """Return the old score moved towards the harmonic mean of both."""

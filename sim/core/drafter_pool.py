@@ -73,13 +73,14 @@ class DrafterPool:
 class _Texts:
     """The rounds of a request as far as they have been drawn."""
 
-    __slots__ = ("domain", "last", "lengths", "random", "scores", "untried", "width")
+    __slots__ = ("domain", "last", "lengths", "random", "scores", "tried", "untried", "width")
 
     def __init__(self, random: Random, pool: DrafterPool, width: N) -> None:
         self.random = random
         self.width = width
         self.domain = random.randrange(pool.domains)
         self.scores = [FIRST_SCORE] * pool.drafters
+        self.tried: list[N] = []
         self.untried = list(range(pool.drafters))
         random.shuffle(self.untried)
         self.last: N = 0
@@ -131,22 +132,25 @@ class Cooperative(Acceptance):
 
     def _draw(self, texts: _Texts) -> None:
         """Draw one more round."""
-        pool, random = self.pool, texts.random
+        pool, random, rules = self.pool, texts.random, self.rules
+        scores, untried = texts.scores, texts.untried
         width = min(texts.width, pool.drafters)
-        chosen = self.rules.choose(texts.scores, texts.untried, texts.last, width)
+        chosen = rules.choose(scores, texts.tried, untried, texts.last, width)
         rates = [pool.rate(drafter, texts.domain) for drafter in chosen]
         rate = max(rates) + pool.fusion_gain * min(len(chosen) - 1, MOST_FUSED)
         rate = min(rate, HIGHEST_RATE)
-        length = 0
+        length: N = 0
         while length < self.k_max and random.random() < rate:
             length += 1
         texts.lengths.append(length)
         emitted = length + 1
         for drafter, own in zip(chosen, rates, strict=True):
-            said = sum([random.random() < own for _ in range(emitted)])
+            said: N = 0
+            for _ in range(emitted):
+                said += random.random() < own
             confidence = min(max(random.gauss(own, CONFIDENCE_SD), 0.0), 1.0)
-            before = texts.scores[drafter]
-            texts.scores[drafter] = self.rules.score(before, confidence, said / emitted)
-        if texts.untried:
-            texts.untried = [each for each in texts.untried if each not in chosen]
+            scores[drafter] = rules.score(scores[drafter], confidence, said / emitted)
+            if drafter in untried:
+                untried.remove(drafter)
+                texts.tried.append(drafter)
         texts.last = emitted

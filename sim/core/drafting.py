@@ -134,8 +134,7 @@ class ByRules(Controller):
         idle = 1.0 - verify / self._cost.verify(batch, drafts).at(kv)
         queued = max(verify / max(draft, 1) - 1.0, 0.0)
         wanted = self._rules.next_drafts(self._drafts, idle, queued)
-        most = self._rules.most_drafts(batch) or self._k_max
-        return max(min(wanted, most, self._k_max), 1)
+        return max(min(wanted, self._k_max), 1)
 
     def note(self, batch: N, drafts: N, accepted: N) -> None:
         """Remember K."""

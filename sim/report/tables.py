@@ -82,6 +82,8 @@ SECTIONS: tuple[tuple[Row, ...], ...] = (
         Row("KV usage p99", "kv_usage_p99", "%", 100),
         Row("prefix cache hits", "prefix_cache_hit_rate", "%", 100),
         Row("  after preemptions", "prefix_cache_hit_rate_preempted", "%", 100),
+        Row("tokens a round", "spec_decode_acceptance_length"),
+        Row("drafts accepted", "spec_decode_acceptance_rate", "%"),
         Row("preemptions", "preemptions"),
         Row("out-of-memory events", "oom_events"),
     ),

@@ -27,7 +27,7 @@ from sim.costs.speculative import (
     SpeculativeCost,
 )
 from sim.study.speculative_config import PoolConfig, SpeculativeConfig
-from sim.types import BadInput, CostModel, OneDrafter, Policy, Pool
+from sim.types import BadInput, CostModel, DrafterRules, OneDrafter, Policy, Pool
 
 if TYPE_CHECKING:
     from sim.study.config import Experiment
@@ -111,11 +111,32 @@ def speculation_of(experiment: Experiment, policy: Policy, seed: int) -> Specula
         control = partial(
             ByGoodput, k_max=k_max, window=config.window, prior_rate=config.prior_rate
         )
-    elif config.method == "drafter_pool" and policy.drafters is not None and k_max:
-        first = FIRST_DRAFTS if policy.drafters.adapts else k_max
-        control = partial(ByRules, rules=policy.drafters, k_max=k_max, first=first)
+    elif _rules(config, policy).adapts and k_max:
+        rules = _rules(config, policy)
+        control = partial(ByRules, rules=rules, k_max=k_max, first=FIRST_DRAFTS)
     acceptance = _acceptance(experiment, config, policy, seed)
-    return Speculation(k_max, config.table(), acceptance, control)
+    return Speculation(k_max, _table(config, policy), acceptance, control)
+
+
+def _rules(config: SpeculativeConfig, policy: Policy) -> DrafterRules:
+    """Return what chooses from a pool of drafters: the policy, or nobody."""
+    pooled = config.method == "drafter_pool"
+    return (pooled and policy.drafters) or OneDrafter()
+
+
+def _table(config: SpeculativeConfig, policy: Policy) -> dict[int, int]:
+    """Return K from each batch size on, cut where the policy's rules allow fewer candidates."""
+    table, rules = config.table(), _rules(config, policy)
+    if not rules.most_drafts(1):
+        return table
+    cut, batch, before = {}, 1, 0
+    while True:
+        before = table.get(batch, before)
+        most = rules.most_drafts(batch)
+        cut[batch] = min(before, most)
+        batch += 1
+        if most <= 1 and batch > max(table):
+            return cut
 
 
 def check_speculation(experiment: Experiment, policy: Policy) -> None:
@@ -174,7 +195,7 @@ def _drafting(
 def _pooled(config: SpeculativeConfig, policy: Policy) -> Drafting:
     pool = _pool_of(config)
     times_s = (ms / MS_PER_S for ms in (pool.step_ms, pool.request_ms, pool.hop_ms))
-    drafter = PooledDrafters(pool.drafters, policy.drafters or OneDrafter(), *times_s)
+    drafter = PooledDrafters(pool.drafters, _rules(config, policy), *times_s)
     note = (
         f"the pool's {pool.drafters} drafters, their acceptance and their times are assumed, and "
         "their GPUs are in no count of GPUs"
@@ -251,7 +272,7 @@ def _acceptance(
         like = _pool_of(config)
         keys = {"drafters", "domains", "worst_rate", "best_rate", "off_domain", "fusion_gain"}
         drafters = DrafterPool(**like.model_dump(include=keys))
-        return Cooperative(drafters, policy.drafters or OneDrafter(), most, seed)
+        return Cooperative(drafters, _rules(config, policy), most, seed)
     if how.file is not None:
         key = "speculative.acceptance.file"
         try:

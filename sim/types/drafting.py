@@ -26,12 +26,20 @@ class DrafterRules(abc.ABC):
         """Return how many of the drafters propose for each request of a batch."""
 
     @abc.abstractmethod
-    def choose(self, scores: Sequence[float], untried: Sequence[N], last: N, width: N) -> list[N]:
+    def choose(
+        self,
+        scores: Sequence[float],
+        tried: Sequence[N],
+        untried: Sequence[N],
+        last: N,
+        width: N,
+    ) -> list[N]:
         """Return the drafters of a request's next round, `width` of them.
 
         Args:
             scores: of every drafter for this request.
-            untried: drafters that have not proposed for it, in the order to try them.
+            tried: drafters that have proposed for it, in the order they did.
+            untried: the others, in the order to try them.
             last: tokens its last round emitted, the target's own included; 0: it had none.
             width: how many.
         """
@@ -57,7 +65,7 @@ class DrafterRules(abc.ABC):
         return drafts
 
     def most_drafts(self, batch: N) -> N:
-        """Return how many tokens each request of a batch drafts at most; 0: no limit."""
+        """Return how many tokens each request of a batch drafts at most, not rising; 0: any."""
         return 0
 
 
@@ -69,11 +77,16 @@ class OneDrafter(DrafterRules):
         """Return one."""
         return 1
 
-    def choose(self, scores: Sequence[float], untried: Sequence[N], last: N, width: N) -> list[N]:
-        """Return the first to try, or the one that has been tried."""
-        if len(untried) == len(scores):
-            return [untried[0]]
-        return [each for each in range(len(scores)) if each not in untried]
+    def choose(
+        self,
+        scores: Sequence[float],
+        tried: Sequence[N],
+        untried: Sequence[N],
+        last: N,
+        width: N,
+    ) -> list[N]:
+        """Return the first."""
+        return [tried[0] if tried else untried[0]]
 
     def score(self, before: float, confidence: float, agreement: float) -> float:
         """Return the old one."""

@@ -72,19 +72,19 @@ def test_everybody_is_the_best_set():
 def test_first_then_best_then_explored():
     choose = rules(drafters_per_request=2).choose
     scores = [0.5, 0.9, 0.2, 0.5, 0.7]
-    every = [3, 0, 1, 2, 4]
-    assert choose(scores, every, 0, 2) == [3, 0]
-    assert choose(scores, [1, 2], 3, 2) == [4, 0]  # of 0, 3, 4: the best; ties by number
-    assert choose(scores, [1, 2], 2, 2) == [4, 0]  # theta is 2: two tokens are enough
-    assert choose(scores, [1, 2], 1, 2) == [1, 4]  # one is not: the next untried, and the best
-    assert choose(scores, [], 1, 2) == [1, 4]
-    assert choose(scores, [0, 1, 2, 4], 5, 2) == [3, 0]  # too few tried
+    assert choose(scores, [], [3, 0, 1, 2, 4], 0, 2) == [3, 0]
+    assert choose(scores, [3, 0, 4], [1, 2], 3, 2) == [4, 3]  # the best; of equals the older
+    assert choose(scores, [3, 0, 4], [1, 2], 2, 2) == [4, 3]  # theta is 2: two are enough
+    assert choose(scores, [3, 0, 4], [1, 2], 1, 2) == [4, 1]  # one is not: the next has a go
+    assert choose(scores, [3, 0, 4, 1, 2], [], 1, 2) == [1, 4]
+    assert choose(scores, [3], [0, 1, 2, 4], 5, 2) == [3, 0]  # too few tried
+    assert choose(scores, [3, 4], [1], 1, 1) == [1]
 
 
 def test_without_routing_the_first_stay():
     choose = rules(routing="fixed").choose
-    assert choose([0.1, 0.9, 0.5], [2, 0, 1], 0, 2) == [2, 0]
-    assert choose([0.1, 0.9, 0.5], [1], 1, 2) == [0, 2]
+    assert choose([0.1, 0.9, 0.5], [], [2, 0, 1], 0, 2) == [2, 0]
+    assert choose([0.1, 0.9, 0.5], [2, 0], [1], 1, 2) == [2, 0]
 
 
 def test_scores_move_to_the_harmonic_mean():
@@ -103,8 +103,8 @@ def test_width():
 def test_one_drafter_for_policies_without_rules():
     one = OneDrafter()
     assert one.width(9, 16) == 1
-    assert one.choose([0.5] * 3, [2, 0, 1], 0, 1) == [2]
-    assert one.choose([0.5] * 3, [0, 1], 1, 1) == [2]
+    assert one.choose([0.5] * 3, [], [2, 0, 1], 0, 1) == [2]
+    assert one.choose([0.5] * 3, [2], [0, 1], 1, 1) == [2]
     assert one.score(0.5, 1.0, 1.0) == 0.5
 
 
@@ -142,7 +142,6 @@ def test_k_goes_where_the_rules_lead():
     assert settled(control("ladder", verify_s=0.08)) == 1  # drafts wait: shorter, and shorter
     assert settled(control("ladder", verify_s=0.012)) == 8  # the verifier waits: longer still
     assert settled(control("none", first=8)) == 8
-    assert settled(control("none", first=8), batch=16) == 4  # C_max
 
 
 # -- the pool --------------------------------------------------------------------------------------

@@ -354,3 +354,16 @@ def test_cooperation_is_told_how_many_there_are():
         assert any("16 drafters, their acceptance and their times are assumed" in note
                    for note in setup.notes)  # fmt: skip
     assert found[1] < found[4]
+
+
+def test_the_limit_on_candidates_cuts_k():
+    def of(policy, **keys):
+        chosen = experiment(section("drafter_pool", k=6, **keys), policy)
+        setup = build(chosen, chosen.policies[0])
+        found = settings(chosen, setup.policy, requests_of(chosen, 0), 0).speculation
+        return [found.k_by_batch(batch) for batch in (1, 10, 11, 16, 32, 33, 500)]
+
+    assert of("cosine") == [6, 6, 5, 4, 2, 1, 1]  # 4 x 16 tokens for each drafter of a request
+    ranges = {"num_speculative_tokens_per_batch_size": {"1-15": 6, "16-32": 3, "33-99": 0}}
+    assert of("cosine", **ranges) == [6, 6, 5, 3, 2, 0, 0]
+    assert of("continuous") == of({"name": "cosine", "candidates": 0}) == [6] * 7
