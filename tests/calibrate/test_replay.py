@@ -13,7 +13,7 @@ from sim.cli import main
 from sim.costs.profile import load_profile
 from sim.types import BadInput
 
-SMALL = Scenario(seconds=0.5, max_model_len=64, max_output_len=8, loads=(0.8,))
+SMALL = Scenario(seconds=0.3, max_model_len=64, max_output_len=8, loads=(0.8,))
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +26,7 @@ def measured(tmp_path_factory):
         patch.setattr(rig, "CPU_STEP_TOKENS", 128)
         patch.setattr(rig, "CPU_SEQUENCES", 8)
         patch.setattr(rig, "CPU_KV_BYTES", 4 << 20)
-        patch.setattr(measure, "MAX_RUNS", 4)
+        patch.setattr(measure, "MAX_RUNS", 2)
         assert main(["calibrate", "measure", "--out", str(folder), "--budget-minutes", "9"]) == 0
     assert main(["calibrate", "fit", str(folder)]) == 0
     return folder

@@ -35,6 +35,7 @@ COARSE = ("--placement", "--width", "0.5")
 @pytest.fixture
 def config(tmp_path, monkeypatch):
     monkeypatch.setattr("sim.study.run.SATURATION_REQUESTS", 400)
+    monkeypatch.setattr("sim.study.capacity.placement.AMPLE_INSTANCES", 32)
     path = tmp_path / "config.yaml"
     path.write_text(CONFIG)
     return path

@@ -16,7 +16,7 @@ from static_oracle import check_static
 from sim.core.failures import Failures
 from sim.core.instance import Instance
 from sim.core.records import DECODE, KINDS, STATIC_DECODE, RunRecord
-from sim.core.simulation import Simulation
+from sim.core.simulation import Simulation, simulate
 from sim.core.speculation import SpeculativeInstance
 from sim.types import Request, to_fs
 from sim.types.request import BRIDGED
@@ -125,6 +125,11 @@ def run(case: Scenario, fuse: bool = True) -> Run:
     if sim.failures is not None:
         _watch(sim.failures, audit)
     return Run(case, sim.run(), sim, audit)
+
+
+def recorded(case: Scenario) -> RunRecord:
+    """Run a scenario without an audit, where two runs are compared."""
+    return simulate(case.trace, case.new_policy(), case.specs, case.settings())
 
 
 def _watch(failures: Failures, audit: Audit) -> None:

@@ -296,7 +296,7 @@ def test_cost_of_algorithm_1(capsys: pytest.CaptureFixture[str]) -> None:
     draw = random.Random(0)
     lengths = [draw.randint(1, 4095) for _ in range(10_000)]
     quiet, moving, widest = [], [], []
-    for _ in range(5):
+    for _ in range(3):
         bench = Bench(rule(4, 4096, theta=1.0), lengths)
         quiet.append(seconds(bench))
         bench = Bench(rule(10**4 - 1, 4096, theta=0.4), lengths)
