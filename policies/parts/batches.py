@@ -89,18 +89,20 @@ class BatchFormer:
             budget = room * size
         rows = min(self.max_size, max_rows)
         batch: list[Request] = []
-        longest = total = 0
+        longest = total = count = 0
         for entry in queue.candidates():
             request = entry[4]
             tokens = request.target_tokens
             if tokens > longest:
                 longest = tokens
             total += tokens
-            need = longest * (len(batch) + 1) if self.count_padded else total
+            need = longest * (count + 1) if self.count_padded else total
             room -= -(-tokens // size)
-            if need > (limit if batch else budget) or room < 0 or len(batch) == rows:
+            if need > budget or room < 0 or count == rows:
                 break
             batch.append(request)
+            count += 1
+            budget = limit
         return batch
 
     def overhead_s(self, queue: BucketQueue) -> float:

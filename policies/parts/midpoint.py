@@ -22,12 +22,9 @@ class BatchLimit:
         self.fixed: N = length if isinstance(length, int) else 0
         self.by_upper = length == "up"
         self.by_mean = length == "mean"
-        self.l_max = l_max
-
-    @property
-    def needs_mean(self) -> bool:
+        self.needs_mean = self.by_upper or self.by_mean
         """Whether the mean prompt length matters."""
-        return self.by_upper or self.by_mean
+        self.l_max = l_max
 
     def of_queue(self, m_tok: N, mean_len: float) -> N:
         """Return N_max for the merge test."""
