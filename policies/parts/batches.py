@@ -83,10 +83,15 @@ class BatchFormer:
         """
         size = view.block_size
         room = view.free_blocks - (view.growth_blocks if view.num_decoding else 0)
-        budget = int(self.safe_fraction * (room * size))
-        limit = min(budget, self.max_tokens)
+        budget = safe = int(self.safe_fraction * (room * size))
         if view.free_blocks == view.total_blocks:
             budget = room * size
+        only = queue.only()
+        if only is not None:
+            tokens = only.target_tokens
+            fits = tokens <= budget and -(-tokens // size) <= room and max_rows > 0
+            return [only] if fits else []
+        limit = min(safe, self.max_tokens)
         rows = min(self.max_size, max_rows)
         batch: list[Request] = []
         longest = total = count = 0

@@ -156,6 +156,12 @@ class BucketQueue(WaitQueue):
         at = bisect_right(self.starts, request.target_tokens) - 1
         return bisect_right(self.cuts, at) - 1
 
+    def only(self) -> Request | None:
+        """Return the only request that waits; None if there are others, or it was put in front."""
+        if len(self._loose) != 1 or self._front:
+            return None
+        return next(iter(self._loose.values()))
+
     def candidates(self) -> Iterable[Entry]:
         """Return what the next batch may hold, in service order: of one bucket, no other.
 

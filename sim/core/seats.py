@@ -398,7 +398,7 @@ class Seats(View):
             reserved = self.blocks_for(request.prefilled)
             self.give_back(reserved)
             self.ready_blocks -= reserved
-            self.sim.links.cancel(request, source, self, now)
+            self.sim.links.cancel(request, now)
         source.transfer_left(request, now)
         self.wake(now)
 
