@@ -64,8 +64,8 @@ ENGINE = (
     Mutation(
         "fused span one step too long",
         "sim/core/instance.py",
-        "limit = heap[0][0] - self.steps",
-        "limit = heap[0][0] - self.steps + 1",
+        "limit = ends - self.steps",
+        "limit = ends - self.steps + 1",
         (STEPS,),
     ),
     Mutation(

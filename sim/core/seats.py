@@ -319,8 +319,8 @@ class Seats(View):
             self.release(request)
             self.sim.leave(request, self, -1, request.emitted)
             return
-        target: Instance | None = None
-        if self.sim.cluster.decode or self.policy.places_decode:
+        target = self.sim.decoder
+        if target is None and (self.sim.cluster.decode or self.policy.places_decode):
             target = self.decode_place(request)
             if target is self:
                 self.join(request, request.target_tokens)
