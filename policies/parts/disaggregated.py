@@ -61,13 +61,15 @@ def next_step(view: View, batch: Sequence[Request], max_num_seqs: N, padded: boo
     if not (batch or view.ready or view.swapped):
         return GO_ON if view.num_decoding else None
     seats = max_num_seqs - len(view.running)
-    if seats > 0 and view.swapped:
+    if seats <= 0:
+        return GO_ON if view.num_decoding else None
+    if view.swapped:
         back = _swap_in(view, seats)
         if back:
             return Decode(swap_in=back)
-    elif seats > 0 and batch:
+    elif batch:
         return Prefill(batch, padded)
-    if seats > 0 and view.ready:
+    if view.ready:
         behind = bool(view.swapped or view.num_waiting)
         if not behind or not view.num_decoding:
             return Decode(admit=list(view.ready.values())[:seats], at_once=not behind)

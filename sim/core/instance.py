@@ -143,14 +143,12 @@ class Instance(Seats):
             self.executor.look()
         if self.activity == STEPPING:
             self._settle(now, self.n_steps)
-            self.activity = IDLE
             if self.inbox is not None:
                 last_fs = self.first_fs + self.increment_fs * (self.n_steps - 1)
                 self.inbox.formed_fs = now - last_fs
-        elif self.activity != IDLE:
-            if self.static is not None and not self.static.advance(now):
-                return
-            self.activity = IDLE
+        elif self.static is not None and not self.static.advance(now):
+            return
+        self.activity = IDLE
         if self.aborts:
             for request in self.aborts:
                 self.apply_abort(request, now)
@@ -306,9 +304,7 @@ class Instance(Seats):
                     self.move(plan.move, now)
                 took_time = self._chunked(plan.chunks, plan.decode, False, now)
             elif isinstance(plan, Prefill):
-                chunks: list[tuple[Request, N]] = []
-                for request in plan.requests:
-                    chunks.append((request, request.target_tokens - request.prefilled))
+                chunks = [(r, r.target_tokens - r.prefilled) for r in plan.requests]
                 if self.sim.charges_overhead:
                     self.delay_fs += to_fs(self.policy.overhead_s(self))
                 padded = self.padding == "batch" or (plan.padded and self.padding == "policy")
@@ -555,11 +551,8 @@ class Instance(Seats):
                 self.odd_waits = []
         if chunks:
             self._end_chunks(now)
-        if not batch:
-            return
         heap = self.finishing
-        steps = self.steps
-        while heap and heap[0][0] <= steps:
+        while batch and heap and heap[0][0] <= self.steps:
             _, seq, request = heappop(heap)
             if request.seq == seq:
                 self.quit(request)

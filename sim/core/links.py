@@ -44,9 +44,12 @@ class Link:
         self._schedule(now)
 
     def cancel(self, request: Request, now: int) -> None:
-        """Stop moving a request's KV; the others share what it leaves."""
+        """Stop moving a request's KV, if it is on this link; the others share what it leaves."""
+        moving = [moved for moved, _, _ in self.active]
+        if request not in moving:
+            return
         self._progress(now)
-        at = [moving for moving, _, _ in self.active].index(request)
+        at = moving.index(request)
         del self.active[at], self.work_fs[at]
         self.due_fs = -1
         if self.active:
@@ -89,7 +92,8 @@ class Link:
         least = self.work_fs[0]
         if len(self.work_fs) > 1:
             least = min(self.work_fs) * len(self.work_fs)
-        self.due_fs = now + max(round(least), MIN_TRANSFER_FS)
+        due = now + round(least)
+        self.due_fs = due if due > now else now + MIN_TRANSFER_FS
         self.timer.at(self.due_fs)
 
 
@@ -130,15 +134,13 @@ class Links:
             source.transfer_left(request, now if target.id < source.id else now + 1)
             target.transfer_arrived(request, now)
             return
-        key = self._key(source, target)
+        key = (-1, -1) if self.shared else (source.id, target.id)
         link = self.links.get(key)
         if link is None:
             link = self.links[key] = Link(self.env)
         link.start(request, source, target, work, now)
 
-    def cancel(self, request: Request, source: Seats, target: Seats, now: int) -> None:
+    def cancel(self, request: Request, now: int) -> None:
         """Stop moving a request's KV: one of both instances has failed."""
-        self.links[self._key(source, target)].cancel(request, now)
-
-    def _key(self, source: Seats, target: Seats) -> tuple[N, N]:
-        return (-1, -1) if self.shared else (source.id, target.id)
+        for link in self.links.values():
+            link.cancel(request, now)

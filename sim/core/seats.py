@@ -327,8 +327,8 @@ class Seats(View):
             self.release(request)
             self.sim.leave(request, self, -1, request.emitted)
             return
-        target: Instance | None = None
-        if self.sim.cluster.decode or self.policy.places_decode:
+        target = self.sim.decoder
+        if target is None and (self.sim.cluster.decode or self.policy.places_decode):
             target = self.decode_place(request)
             if target is self:
                 self.join(request, request.target_tokens)
@@ -406,7 +406,7 @@ class Seats(View):
             reserved = self.blocks_for(request.prefilled)
             self.give_back(reserved)
             self.ready_blocks -= reserved
-            self.sim.links.cancel(request, source, self, now)
+            self.sim.links.cancel(request, now)
         source.transfer_left(request, now)
         self.wake(now)
 

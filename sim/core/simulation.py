@@ -194,8 +194,10 @@ class Simulation:
         if self.shared is not None:
             self.shared.members = [i for i in self.instances if i.shared is not None]
             self.queues.append(self.shared.queue)
-        self.only = self.instances[0] if one else None
-        """The instance that takes every request."""
+        self.entry = self.instances[0] if one else self._lone(policy, False)
+        """The instance that takes every arrival; None if somebody chooses."""
+        self.decoder = self._lone(policy, True)
+        """The instance where every prefilled request decodes; None if somebody chooses."""
         self.tells = policy.places_decode
         self._set_limits()
         self.cluster = Cluster(
@@ -234,6 +236,19 @@ class Simulation:
         self.monitor_period_s: float = declared.monitor_period_s
         self.monitor_delay_s: float = declared.monitor_delay_s
         self.step_tokens: N = declared.step_tokens
+
+    def _lone(self, policy: Policy, decodes: bool) -> Instance | None:
+        """Return the only instance for arrivals or after prefills; None if it is chosen or fails.
+
+        No router has a choice then: it need not be asked.
+        """
+        chosen: Any = policy
+        if self.settings.outages is not None or self.shared is not None or policy.places_decode:
+            return None
+        if type(chosen).route is not Policy.route or "route" in getattr(chosen, "__dict__", ()):
+            return None
+        found = [i for i in self.instances if (i.role == "decode") == decodes]
+        return found[0] if len(found) == 1 else None
 
     def _set_limits(self) -> None:
         """Find the longest prompt + output: where decoding is, on any instance, on all."""
@@ -320,7 +335,7 @@ class Simulation:
             return
         if self.annotate:
             self._annotate(request, row)
-        instance = self.only
+        instance = self.entry
         if instance is None:
             if self.shared is not None:
                 self.shared.arrive(request, now)
@@ -333,9 +348,9 @@ class Simulation:
                     if self.aborts is not None:
                         self.aborts.watch(request)
                     return
-            if total > self.shortest and not self.takes(request, instance):
-                self.reject(request, None)
-                return
+        if total > self.shortest and not self.takes(request, instance):
+            self.reject(request, None)
+            return
         instance.enqueue(request, now)
         if self.aborts is not None:
             self.aborts.watch(request)
