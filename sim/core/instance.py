@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING, Final
 import simpy
 
 from sim.core.inbox import Inbox
-from sim.core.loop import INSTANCE, Timer, heappop, heappush, steps_to_cover
+from sim.core.loop import COMPILED, heappop, heappush, steps_to_cover
 from sim.core.records import DECODE, MIXED, PACK_STEP, PREFILL
 from sim.core.seats import Seats
 from sim.core.static import StaticBatch
+from sim.core.timers import instance_timer
 from sim.types import (
     FS_PER_S,
     Decode,
@@ -92,7 +93,7 @@ class Instance(Seats):
         self.pipeline = sim.pipeline_of(spec)
         # A lane's step depends on the other lanes: nothing to fuse.
         self.fuse = sim.settings.fuse_steps and self.pipeline is None
-        self.timer = Timer(env, self.fire, INSTANCE + id)
+        self.timer = instance_timer(env, self)
         self.activity = IDLE
         self.end_fs = -1
         """When the timer is due; a firing at any other time is superseded."""
@@ -421,8 +422,11 @@ class Instance(Seats):
         if steps > 1:
             duration = steps * first + increment * (steps * (steps - 1) // 2)
         self.end_fs = now + duration
-        timer = self.timer  # `timer.at`, without the call
-        heappush(timer.events, (self.end_fs, timer.priority, next(timer.serial), timer))
+        timer = self.timer
+        if COMPILED:
+            timer.at(self.end_fs)
+        else:  # the same, without the call
+            heappush(timer.events, (self.end_fs, timer.priority, next(timer.serial), timer))
 
     def _end_span_after(self, steps: N) -> None:
         """Let the span under way end earlier, if `steps` is less than it has."""

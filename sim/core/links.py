@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Final
 
 import simpy
 
-from sim.core.loop import TRANSFER, Timer
+from sim.core.timers import link_timer
 from sim.types import FS_PER_S, N, Request, to_fs
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ class Link:
         self.active: list[Transfer] = []
         self.settled_fs = 0
         self.due_fs = -1
-        self.timer = Timer(env, self.fire, TRANSFER)
+        self.timer = link_timer(env, self)
 
     def start(
         self, request: Request, source: Seats, target: Seats, size_bytes: float, now: int
