@@ -108,12 +108,20 @@ def why_not() -> str | None:
 
 
 def extensions() -> list[Any]:
-    """Return the extension modules for `setup.py`: none in the pure form."""
+    """Return the extension modules for `setup.py`: none in the pure form.
+
+    Two libraries, which two processors compile side by side.
+    """
     if not compiling:
         return []
     from mypyc.build import mypycify
 
-    modules = list(mypycify(sources(Path.cwd()), opt_level=OPT_LEVEL, debug_level="0"))
+    names = sources(Path.cwd())
+    groups: list[tuple[list[str], str | None]] = [
+        ([name for name in names if name.startswith("policies/") == policies], library)
+        for policies, library in ((False, "bucketsim_core"), (True, "bucketsim_policies"))
+    ]
+    modules = list(mypycify(names, opt_level=OPT_LEVEL, debug_level="0", separate=groups))
     for module in modules:
         if any("__native" in source for source in module.sources):
             extra = FLAGS if os.name == "posix" else []
