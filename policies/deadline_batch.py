@@ -168,7 +168,9 @@ class DeadlineBatch(Policy):
         if not isinstance(queue, DeadlineQueue):
             raise TypeError(f"{self.name} needs its own queue, not {type(queue).__name__}")
         if view.num_waiting == 1:
-            return self._fitting(view, queue)
+            request = queue.oldest()
+            fits = view.blocks_for(request.target_tokens) <= view.free_blocks
+            return [request] if fits else []
         queue.expire(view.now_s)
         oldest = queue.oldest()
         aged = view.now_s - oldest.arrival_s >= self.config.age_limit_s

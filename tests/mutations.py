@@ -105,9 +105,9 @@ ENGINE = (
     ),
     Mutation(
         "instances in order of insertion",
-        "sim/core/instance.py",
-        "INSTANCE + id)",
-        "INSTANCE)",
+        "sim/core/timers.py",
+        "    return Timer(env, instance.fire, INSTANCE + instance.id)",
+        "    return Timer(env, instance.fire, INSTANCE)",
         (STEPS,),
     ),
     Mutation(
@@ -349,8 +349,8 @@ ENGINE = (
     Mutation(
         "transfers do not share a link",
         "sim/core/links.py",
-        "least = min([t.work_fs for t in active]) * len(active)",
-        "least = min([t.work_fs for t in active])",
+        "least = min(self.work_fs) * len(self.work_fs)",
+        "least = min(self.work_fs)",
         (TRANSFER,),
     ),
     Mutation(
@@ -370,8 +370,8 @@ ENGINE = (
     Mutation(
         "a free transfer joins one step late",
         "sim/core/links.py",
-        "if link.is_free(size):",
-        "if link.is_free(-size - 1):",
+        "if work == 0.0:",
+        "if work < 0.0:",
         (TRANSFER,),
     ),
     Mutation(

@@ -83,24 +83,31 @@ class BatchFormer:
         """
         size = view.block_size
         room = view.free_blocks - (view.growth_blocks if view.num_decoding else 0)
-        budget = int(self.safe_fraction * (room * size))
-        limit = min(budget, self.max_tokens)
+        budget = safe = int(self.safe_fraction * (room * size))
         if view.free_blocks == view.total_blocks:
             budget = room * size
+        only = queue.only()
+        if only is not None:
+            tokens = only.target_tokens
+            fits = tokens <= budget and -(-tokens // size) <= room and max_rows > 0
+            return [only] if fits else []
+        limit = min(safe, self.max_tokens)
         rows = min(self.max_size, max_rows)
         batch: list[Request] = []
-        longest = total = 0
+        longest = total = count = 0
         for entry in queue.candidates():
             request = entry[4]
             tokens = request.target_tokens
             if tokens > longest:
                 longest = tokens
             total += tokens
-            need = longest * (len(batch) + 1) if self.count_padded else total
+            need = longest * (count + 1) if self.count_padded else total
             room -= -(-tokens // size)
-            if need > (limit if batch else budget) or room < 0 or len(batch) == rows:
+            if need > budget or room < 0 or count == rows:
                 break
             batch.append(request)
+            count += 1
+            budget = limit
         return batch
 
     def overhead_s(self, queue: BucketQueue) -> float:

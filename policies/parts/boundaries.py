@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Sequence
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,6 +35,12 @@ def row_prices(cost: CostModel, uppers: Sequence[N], rows: Sequence[N]) -> list[
     ]
 
 
+@lru_cache(maxsize=4)
+def _wall(size: N) -> NDArray[np.float64]:
+    """Return 0 where a run's first element (column) is not after its last (row), else infinity."""
+    return np.where(np.tri(size, dtype=bool), 0.0, np.inf)
+
+
 def best_partition(costs: NDArray[np.float64], max_groups: N) -> list[N]:
     """Cut 0..m-1 into at most `max_groups` runs of least total cost; the fewest among equals.
 
@@ -47,15 +54,18 @@ def best_partition(costs: NDArray[np.float64], max_groups: N) -> list[N]:
         The first element of every group.
     """
     size = len(costs)
-    below = np.tri(size, k=-1, dtype=bool)
-    joined = np.where(below, np.inf, costs)
-    best = [joined[0]]
+    # A row for each last element: the least over all first ones is found in one run of memory.
+    joined = costs.T + _wall(size)
+    best = [joined[:, 0]]
     froms: list[NDArray[np.intp]] = []
+    before = np.full(size, np.inf)
+    totals = np.empty_like(joined)
+    rows = np.arange(size)
     for _ in range(1, min(max_groups, size)):
-        before = np.concatenate(([np.inf], best[-1][:-1]))
-        totals = before[:, None] + joined
-        froms.append(totals.argmin(axis=0))
-        best.append(totals.min(axis=0))
+        before[1:] = best[-1][:-1]
+        np.add(joined, before, out=totals)
+        froms.append(totals.argmin(axis=1))
+        best.append(totals[rows, froms[-1]])
     groups = int(np.argmin([layer[-1] for layer in best]))
     starts: list[N] = []
     last = size - 1
@@ -75,13 +85,15 @@ def cheapest_cuts(weights: Sequence[float], prices: Sequence[float], max_buckets
         prices: price of a row as long as the bin's longest.
         max_buckets: buckets at most.
     """
-    used = [at for at, weight in enumerate(weights) if weight > 0]
-    if not used:
+    heavy = np.array(weights)
+    used = np.flatnonzero(heavy > 0)
+    if not len(used):
         return [0]
-    sums = np.concatenate(([0.0], np.cumsum([weights[at] for at in used])))
-    costs = (sums[None, 1:] - sums[:-1, None]) * np.array([prices[at] for at in used])
-    groups = best_partition(costs, max_buckets)
-    return [0, *(used[group - 1] + 1 for group in groups[1:])]
+    sums = np.concatenate(([0.0], np.cumsum(heavy[used])))
+    ends = np.array(prices)[used]
+    costs = (sums[1:, None] - sums[None, :-1]) * ends[:, None]
+    groups = best_partition(costs.T, max_buckets)
+    return [0, *(int(used[group - 1]) + 1 for group in groups[1:])]
 
 
 def centroid_cuts(weights: Sequence[float], lengths: Sequence[float], max_buckets: N) -> list[N]:

@@ -6,6 +6,7 @@ from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from heapq import merge
+from typing import Final
 
 from policies.parts.histogram import LengthHistogram
 from policies.parts.ordered import Entry, Ordered
@@ -15,8 +16,8 @@ OPERATIONS = ("assignments", "split_tests", "splits", "merges", "moves", "progra
 """What `operation_counts` counts: requests put into a bucket, buckets tested for a split, splits
 and merges done, requests that a split or merge puts into another bucket, boundary computations."""
 
-FEW: N = 32
-"""So many waiting requests are sorted faster than merged."""
+FEW: Final = 32
+"""So many waiting requests are sorted faster than filed in bins or merged."""
 
 
 def new_counts() -> dict[str, N]:
@@ -28,8 +29,9 @@ class BucketQueue(WaitQueue):
     """Requests sorted into fine length bins; a bucket is a run of neighbouring bins.
 
     A bin keeps its requests in service order, so cutting or joining buckets moves no request: it
-    only changes where the runs begin. Pushing and removing are O(log n). Re-queued
-    requests stand in front of all, outside the buckets.
+    only changes where the runs begin. Pushing and removing are O(log n). Bins are filled when
+    somebody counts what is in them, or when more than `FEW` wait; before, requests lie loose.
+    Re-queued requests stand in front of all, outside the buckets.
 
     Args:
         starts: shortest length of every bin, ascending from 0; the last bin has no upper end.
@@ -59,25 +61,49 @@ class BucketQueue(WaitQueue):
         """Value of `operations` when the last batch left."""
         self.cuts: list[N] = [0]
         """First bin of every bucket."""
-        self.sizes: list[N] = [0] * len(self.starts)
+        self._sizes: list[N] = [0] * len(self.starts)
         """Requests in every bin."""
         self.num_bucketed: N = 0
         """Requests in buckets: those waiting that were not re-queued."""
         self._entry = entry
         self._front: OrderedDict[N, Request] = OrderedDict()
+        self._loose: dict[N, Request] = {}
+        """In buckets, but in no bin; none while any is in a bin."""
         self._bins: dict[N, Ordered] = {}
         """The bins that are not empty."""
         self._made: dict[N, Ordered] = {}
         """All bins ever used: an emptied one is used again."""
         self._places: dict[N, tuple[N, Entry]] = {}
-        """Bin and entry of every request in a bucket."""
+        """Bin and entry of every request in a bin."""
 
     # -- the queue --------------------------------------------------------------------------
 
     def push(self, request: Request) -> None:
         """Assign an arriving request to its bucket."""
         tokens = request.target_tokens
-        at = bisect_right(self.starts, tokens) - 1
+        self.num_bucketed += 1
+        self.tokens += tokens
+        self.revision += 1
+        self.operation_counts["assignments"] += 1
+        self.operations += 1
+        if self.histogram is not None:
+            self.histogram.add(bisect_right(self.starts, tokens) - 1, request.arrival_s)
+        if self._places:
+            self._file(request)
+            return
+        self._loose[request.id] = request
+        if len(self._loose) > FEW:
+            self._file_all()
+
+    def _file_all(self) -> None:
+        """Put the loose requests into their bins."""
+        for request in self._loose.values():
+            self._file(request)
+        self._loose.clear()
+
+    def _file(self, request: Request) -> None:
+        """Put a request into its bin."""
+        at = bisect_right(self.starts, request.target_tokens) - 1
         entry = self._entry(request)
         self._places[request.id] = (at, entry)
         entries = self._bins.get(at)
@@ -87,14 +113,7 @@ class BucketQueue(WaitQueue):
                 entries = self._made[at] = Ordered()
             self._bins[at] = entries
         entries.add(entry)
-        self.sizes[at] += 1
-        self.num_bucketed += 1
-        self.tokens += tokens
-        self.revision += 1
-        self.operation_counts["assignments"] += 1
-        self.operations += 1
-        if self.histogram is not None:
-            self.histogram.add(at, request.arrival_s)
+        self._sizes[at] += 1
 
     def push_front(self, request: Request) -> None:
         """Put a preempted or re-queued request in front of all."""
@@ -108,21 +127,22 @@ class BucketQueue(WaitQueue):
         self.tokens -= request.target_tokens
         self.revision += 1
         self.charged = self.operations
-        place = self._places.pop(request.id, None)
-        if place is None:
-            del self._front[request.id]
+        if self._front and self._front.pop(request.id, None) is not None:
             return
-        at, entry = place
-        self._bins[at].discard(entry)
-        self.sizes[at] -= 1
         self.num_bucketed -= 1
-        if not self.sizes[at]:
+        if self._loose:
+            del self._loose[request.id]
+            return
+        at, entry = self._places.pop(request.id)
+        self._bins[at].discard(entry)
+        self._sizes[at] -= 1
+        if not self._sizes[at]:
             del self._bins[at]
 
     def __iter__(self) -> Iterator[Request]:
         """Iterate over the re-queued, then over all buckets in service order."""
         yield from self._front.values()
-        for entry in merge(*self._bins.values()):
+        for entry in self._sorted_loose() or merge(*self._bins.values()):
             yield entry[4]
 
     def __len__(self) -> N:
@@ -136,6 +156,12 @@ class BucketQueue(WaitQueue):
         at = bisect_right(self.starts, request.target_tokens) - 1
         return bisect_right(self.cuts, at) - 1
 
+    def only(self) -> Request | None:
+        """Return the only request that waits; None if there are others, or it was put in front."""
+        if len(self._loose) != 1 or self._front:
+            return None
+        return next(iter(self._loose.values()))
+
     def candidates(self) -> Iterable[Entry]:
         """Return what the next batch may hold, in service order: of one bucket, no other.
 
@@ -144,6 +170,8 @@ class BucketQueue(WaitQueue):
         """
         if self._front:
             return self._in_front()
+        if self._loose:
+            return self._candidates_of_few()
         bins = self._bins
         if len(bins) < 2:
             return next(iter(bins.values()), ())
@@ -157,6 +185,21 @@ class BucketQueue(WaitQueue):
         if self.num_bucketed > FEW:
             return merge(*runs)
         return sorted([entry for entries in runs for entry in entries])
+
+    def _candidates_of_few(self) -> list[Entry]:
+        entries = self._sorted_loose()
+        if len(entries) == 1 or len(self.cuts) == 1:
+            return entries
+        begin, end = self.span(self.bucket_of(entries[0][4]))
+        low = self.starts[begin] if begin else -1
+        high = self.starts[end] if end < len(self.starts) else 1 << 62
+        return [entry for entry in entries if low <= entry[4].target_tokens < high]
+
+    def _sorted_loose(self) -> list[Entry]:
+        """Return the entries of the loose requests, in service order."""
+        entries = [self._entry(request) for request in self._loose.values()]
+        entries.sort()
+        return entries
 
     def _in_front(self) -> list[Entry]:
         front = self._front.values()
@@ -178,7 +221,9 @@ class BucketQueue(WaitQueue):
 
     def count_bins(self, begin: N, end: N) -> N:
         """Return the number of requests in the bins from `begin` up to, not including, `end`."""
-        return sum(self.sizes[begin:end])
+        if self._loose:
+            self._file_all()
+        return sum(self._sizes[begin:end])
 
     def recut(self, cuts: Sequence[N]) -> None:
         """Let the buckets begin at the bins `cuts`, ascending from 0."""

@@ -58,6 +58,8 @@ def next_step(view: View, batch: Sequence[Request], max_num_seqs: N, padded: boo
         max_num_seqs: requests in a decode batch, at most.
         padded: pad the prefill to its longest prompt.
     """
+    if not (batch or view.ready or view.swapped):
+        return GO_ON if view.num_decoding else None
     seats = max_num_seqs - len(view.running)
     if seats > 0 and view.swapped:
         back = _swap_in(view, seats)
@@ -66,9 +68,9 @@ def next_step(view: View, batch: Sequence[Request], max_num_seqs: N, padded: boo
     elif seats > 0 and batch:
         return Prefill(batch, padded)
     if seats > 0 and view.ready:
-        behind = view.swapped or view.num_waiting
+        behind = bool(view.swapped or view.num_waiting)
         if not behind or not view.num_decoding:
-            return Decode(admit=list(view.ready.values())[:seats])
+            return Decode(admit=list(view.ready.values())[:seats], at_once=not behind)
     return GO_ON if view.num_decoding else None
 
 

@@ -131,7 +131,8 @@ class DeadlineQueue(WaitQueue):
     """Waiting requests in order; those that can no longer be in time stand apart.
 
     `expire` moves requests from `live` to `lost`; it depends on the time alone, so that asking
-    twice changes nothing. Pushing, removing and expiring are O(log n).
+    twice changes nothing. Pushing, removing and expiring are O(log n). An arrival is only put in
+    order when somebody looks: who leaves before, as the only one waiting, never is.
 
     Args:
         key: what a request is ordered by; must not change while it waits.
@@ -143,8 +144,10 @@ class DeadlineQueue(WaitQueue):
         self, key: Callable[[Request], float], latest_start_s: Callable[[Request], float] | None
     ) -> None:
         self.tokens: N = 0
-        self.live = ByKey(key)
         self.lost = ByKey(key)
+        self._live = ByKey(key)
+        self._new: dict[N, Request] = {}
+        """Arrived since somebody looked."""
         self.passed_tokens: N = 0
         """Prompt tokens taken since the last time that the oldest request was taken."""
         self._latest_start_s = latest_start_s
@@ -156,19 +159,26 @@ class DeadlineQueue(WaitQueue):
 
     def push(self, request: Request) -> None:
         """Add a newly arrived request."""
-        self.live.push(request)
         self.tokens += request.target_tokens
         self._by_age[request.id] = request
-        if self._latest_start_s is None:
-            return
-        latest_s = self._latest_start_s(request)
-        if latest_s < inf:
-            self._watched[request.id] = request
-            heappush(self._expiry, (latest_s, request.id))
+        self._new[request.id] = request
+
+    @property
+    def live(self) -> ByKey:
+        """Those that have not expired, in order."""
+        for request in self._new.values():
+            self._live.push(request)
+            if self._latest_start_s is not None:
+                latest_s = self._latest_start_s(request)
+                if latest_s < inf:
+                    self._watched[request.id] = request
+                    heappush(self._expiry, (latest_s, request.id))
+        self._new.clear()
+        return self._live
 
     def push_front(self, request: Request) -> None:
         """Put a re-queued request in front."""
-        self.live.push_front(request)
+        self._live.push_front(request)
         self.tokens += request.target_tokens
         self._by_age[request.id] = request
         self._by_age.move_to_end(request.id, last=False)
@@ -176,17 +186,19 @@ class DeadlineQueue(WaitQueue):
     def remove(self, request: Request) -> None:
         """Take out a request."""
         id, tokens = request.id, request.target_tokens
-        if id in self._lost_ids:
-            self._lost_ids.discard(id)
-            self.lost.remove(request)
-        else:
-            self._watched.pop(id, None)
-            self.live.remove(request)
         self.tokens -= tokens
         self.passed_tokens += tokens
         if next(iter(self._by_age)) == id:
             self.passed_tokens = 0
         del self._by_age[id]
+        if id in self._new:
+            del self._new[id]
+        elif id in self._lost_ids:
+            self._lost_ids.discard(id)
+            self.lost.remove(request)
+        else:
+            self._watched.pop(id, None)
+            self._live.remove(request)
 
     def oldest(self) -> Request:
         """Return the request that has waited longest; there must be one."""
@@ -194,11 +206,11 @@ class DeadlineQueue(WaitQueue):
 
     def expire(self, now_s: float) -> None:
         """Move requests whose latest start is before `now_s` to `lost`."""
-        expiry = self._expiry
+        live, expiry = self.live, self._expiry
         while expiry and expiry[0][0] < now_s:
             request = self._watched.pop(heappop(expiry)[1], None)
             if request is not None:
-                self.live.remove(request)
+                live.remove(request)
                 self.lost.push(request)
                 self._lost_ids.add(request.id)
 

@@ -22,16 +22,21 @@ class BatchLimit:
         self.fixed: N = length if isinstance(length, int) else 0
         self.by_upper = length == "up"
         self.by_mean = length == "mean"
-        self.l_max = l_max
-
-    @property
-    def needs_mean(self) -> bool:
+        self.needs_mean = self.by_upper or self.by_mean
         """Whether the mean prompt length matters."""
-        return self.by_upper or self.by_mean
+        self.l_max = l_max
+        self._m_tok: N = -1
+        self._n_max: N = 0
+        """N_max of prompts of `l_max` tokens, for the M_tok asked for last."""
 
     def of_queue(self, m_tok: N, mean_len: float) -> N:
         """Return N_max for the merge test."""
-        return self._at(m_tok, mean_len if self.needs_mean else self.l_max)
+        if self.needs_mean:
+            return self._at(m_tok, mean_len)
+        if m_tok != self._m_tok:
+            self._m_tok = m_tok
+            self._n_max = self._at(m_tok, self.l_max)
+        return self._n_max
 
     def of_bucket(self, m_tok: N, mean_len: float, upper: float) -> N:
         """Return N_max for the split test of a bucket that ends at `upper` tokens."""

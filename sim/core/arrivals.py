@@ -47,14 +47,15 @@ class OpenArrivals(Arrivals):
 
     def fire(self, now: int) -> None:
         """Let all rows due now arrive, and schedule the next."""
-        times = self.times
         row = self.next_row
-        while row < self.count and times[row] == now:
+        due = now
+        while due == now:
             self.sim.arrive(row, now)
             row += 1
+            due = self.times[row] if row < self.count else -1
         self.next_row = row
-        if row < self.count:
-            self.timer.at(times[row])
+        if due >= 0:
+            self.timer.at(due)
 
 
 class ClosedArrivals(Arrivals):

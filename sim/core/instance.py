@@ -15,6 +15,7 @@ import simpy
 from sim.core.inbox import Inbox
 from sim.core.loop import COMPILED, heappop, heappush, steps_to_cover
 from sim.core.records import DECODE, MIXED, PACK_STEP, PREFILL
+from sim.core.refusals import MAX_EMPTY_PLANS, bad_chunk, no_plan
 from sim.core.seats import Seats
 from sim.core.static import StaticBatch
 from sim.core.timers import instance_timer
@@ -24,7 +25,6 @@ from sim.types import (
     Mixed,
     N,
     Plan,
-    PlanError,
     Policy,
     Prefill,
     Request,
@@ -44,8 +44,6 @@ STEPPING: Final = 1
 STATIC: Final = 2
 RESTARTING: Final = 3
 DOWN: Final = 4
-MAX_EMPTY_PLANS: Final = 1000
-"""Plans in a row at one instant that run nothing, before the policy is declared stuck."""
 
 
 class Instance(Seats):
@@ -58,7 +56,6 @@ class Instance(Seats):
         "chunks",
         "cut",
         "end_fs",
-        "env",
         "extrapolated",
         "first_fs",
         "fuse",
@@ -69,6 +66,7 @@ class Instance(Seats):
         "odd",
         "odd_waits",
         "padded_tokens",
+        "padding",
         "pipeline",
         "plans",
         "prefill_requests",
@@ -89,10 +87,10 @@ class Instance(Seats):
         self, id: N, spec: InstanceSpec, policy: Policy, sim: Simulation, env: simpy.Environment
     ) -> None:
         super().__init__(id, spec, policy, sim)
-        self.env = env
         self.pipeline = sim.pipeline_of(spec)
         # A lane's step depends on the other lanes: nothing to fuse.
         self.fuse = sim.settings.fuse_steps and self.pipeline is None
+        self.padding = sim.settings.padding
         self.timer = instance_timer(env, self)
         self.activity = IDLE
         self.end_fs = -1
@@ -142,12 +140,14 @@ class Instance(Seats):
             self.executor.look()
         if self.activity == STEPPING:
             self._settle(now, self.n_steps)
+            self.activity = IDLE
             if self.inbox is not None:
                 last_fs = self.first_fs + self.increment_fs * (self.n_steps - 1)
                 self.inbox.formed_fs = now - last_fs
-        elif self.static is not None and not self.static.advance(now):
-            return
-        self.activity = IDLE
+        elif self.activity != IDLE:
+            if self.static is not None and not self.static.advance(now):
+                return
+            self.activity = IDLE
         if self.aborts:
             for request in self.aborts:
                 self.apply_abort(request, now)
@@ -287,7 +287,7 @@ class Instance(Seats):
             try:
                 plan = self.policy.plan(self)
             except TypeError as error:
-                raise self.no_plan(error) from error
+                raise no_plan(self, error) from error
             if plan is None:
                 return False
             if isinstance(plan, Decode):
@@ -299,10 +299,12 @@ class Instance(Seats):
                     self.move(plan.move, now)
                 took_time = self._chunked(plan.chunks, plan.decode, False, now)
             elif isinstance(plan, Prefill):
-                chunks = [(r, r.target_tokens - r.prefilled) for r in plan.requests]
+                chunks: list[tuple[Request, N]] = []
+                for request in plan.requests:
+                    chunks.append((request, request.target_tokens - request.prefilled))
                 if self.sim.charges_overhead:
                     self.delay_fs += to_fs(self.policy.overhead_s(self))
-                padded = self.sim.settings.padded(plan.padded)
+                padded = self.padding == "batch" or (plan.padded and self.padding == "policy")
                 took_time = self._chunked(chunks, False, padded, now)
             else:
                 took_time = self._execute(plan, now)
@@ -346,7 +348,7 @@ class Instance(Seats):
                 self.admit_ready(request)
             if self.bridge:
                 self.pull(now)
-            if not single:
+            if not single and (self.ready or not plan.at_once):
                 return False
         if single:
             self.change_batch(plan, now)
@@ -360,13 +362,15 @@ class Instance(Seats):
         limit = 1
         if self.fuse and not single and not self.delay_fs:
             heap = self.finishing
-            while heap[0][2].seq != heap[0][1]:
+            ends, seq, request = heap[0]
+            while request.seq != seq:
                 heappop(heap)
-            limit = heap[0][0] - self.steps
+                ends, seq, request = heap[0]
+            limit = ends - self.steps
             if plan.max_steps is not None and plan.max_steps < limit:
                 limit = max(plan.max_steps, 1)
         self._launch_decode(now, limit)
-        self.pulls_within = limit > 1 and plan.max_steps is None and plan.until_s is None
+        self.pulls_within = limit > 1 and not plan.bounded
         if plan.until_s is not None and self.n_steps > 1:
             self._end_span_after(
                 steps_to_cover(to_fs_ceil(plan.until_s) - now, self.first_fs, self.increment_fs)
@@ -391,9 +395,10 @@ class Instance(Seats):
         if self.delay_fs:
             first += self.delay_fs
             self.delay_fs = 0
-        self.kind = DECODE
         self.extrapolated = piece.extrapolated
-        self.prefill_requests = self.prefill_tokens = self.padded_tokens = 0
+        if self.kind != DECODE:
+            self.kind = DECODE
+            self.prefill_requests = self.prefill_tokens = self.padded_tokens = 0
         self._launch(now, limit, first, piece.slope_fs * batch, batch)
         return True
 
@@ -486,7 +491,7 @@ class Instance(Seats):
                 or tokens < 1
                 or total > request.target_tokens
             ):
-                raise self._bad_chunk(request, tokens)
+                raise bad_chunk(self, request, tokens)
             request.stamp = stamp
             blocks = -(-total // size)
             room -= blocks - request.held_blocks
@@ -517,14 +522,6 @@ class Instance(Seats):
         self._launch(now, 1, first + self.delay_fs, 0, batch)
         self.delay_fs = 0
         return True
-
-    def _bad_chunk(self, request: Request, tokens: N) -> PlanError:
-        if not self.has(request) or request.stamp == self.plans:
-            return self.broken(f"request {request.id} is named twice or is not here")
-        if request.state > PREFILLING:
-            return self.broken(f"request {request.id} has no prompt left to prefill")
-        left = request.target_tokens - request.prefilled
-        return self.broken(f"a chunk of {tokens} tokens of request {request.id}, {left} are left")
 
     # -- the end of steps -------------------------------------------------------------------
 
@@ -560,6 +557,8 @@ class Instance(Seats):
                 self.odd_waits = []
         if chunks:
             self._end_chunks(now)
+        if not batch:
+            return
         heap = self.finishing
         steps = self.steps
         while heap and heap[0][0] <= steps:

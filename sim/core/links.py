@@ -17,55 +17,40 @@ MIN_TRANSFER_FS: Final = 1
 was pulled."""
 
 
-class Transfer:
-    """A KV cache on its way from `source` to `target`."""
-
-    __slots__ = ("request", "source", "target", "work_fs")
-
-    def __init__(self, request: Request, source: Seats, target: Seats, work_fs: float) -> None:
-        self.request = request
-        self.source = source
-        self.target = target
-        self.work_fs = work_fs
-        """Femtoseconds the rest would take with the link to itself."""
-
-
 class Link:
-    """A link of `bytes_per_s`; transfers under way share it equally.
+    """A link whose transfers under way share it equally.
 
     Equal sharing is that of long flows on one wire (processor sharing): n transfers each get 1/n of
-    the bandwidth, recomputed whenever one starts or ends. Latency is added to the work.
+    the bandwidth, recomputed whenever one starts or ends.
     """
 
-    def __init__(self, env: simpy.Environment, bytes_per_s: float, latency_s: float) -> None:
-        self.env = env
-        self.bytes_per_s = bytes_per_s
-        self.latency_fs = to_fs(latency_s)
-        self.active: list[Transfer] = []
+    def __init__(self, env: simpy.Environment) -> None:
+        self.active: list[tuple[Request, Seats, Seats]] = []
+        """Transfers under way: whose KV cache, from where, to where."""
+        self.work_fs: list[float] = []
+        """Femtoseconds the rest of each would take with the link to itself."""
         self.settled_fs = 0
         self.due_fs = -1
         self.timer = link_timer(env, self)
 
-    def start(
-        self, request: Request, source: Seats, target: Seats, size_bytes: float, now: int
-    ) -> None:
-        """Start moving `size_bytes` of a request's KV."""
+    def start(self, request: Request, source: Seats, target: Seats, work: float, now: int) -> None:
+        """Start to move a request's KV, which takes `work` femtoseconds on an empty link."""
         if self.active:
             self._progress(now)
         else:
             self.settled_fs = now
-        work = self.latency_fs + size_bytes / self.bytes_per_s * FS_PER_S
-        self.active.append(Transfer(request, source, target, work))
+        self.active.append((request, source, target))
+        self.work_fs.append(work)
         self._schedule(now)
 
-    def is_free(self, size_bytes: float) -> bool:
-        """Whether so many bytes take no time at all, whatever else is under way."""
-        return self.latency_fs == 0 and size_bytes / self.bytes_per_s == 0.0
-
     def cancel(self, request: Request, now: int) -> None:
-        """Stop moving a request's KV; the others share what it leaves."""
+        """Stop moving a request's KV, if it is on this link; the others share what it leaves."""
+        moving = [moved for moved, _, _ in self.active]
+        if request not in moving:
+            return
         self._progress(now)
-        self.active = [t for t in self.active if t.request is not request]
+        at = moving.index(request)
+        del self.active[at], self.work_fs[at]
         self.due_fs = -1
         if self.active:
             self._schedule(now)
@@ -77,32 +62,38 @@ class Link:
         done = self.active
         if len(done) == 1:
             self.active = []
+            self.work_fs.clear()
         else:
-            self._progress(now)
-            limit = max(min([t.work_fs for t in done]), 0.5)
-            self.active = [t for t in done if t.work_fs > limit]
-            done = [t for t in done if t.work_fs <= limit]
+            done = self._take_done(now)
         self.settled_fs = now
-        for transfer in done:
-            transfer.source.transfer_left(transfer.request, now)
-            transfer.target.transfer_arrived(transfer.request, now)
+        for request, source, target in done:
+            source.transfer_left(request, now)
+            target.transfer_arrived(request, now)
         self.due_fs = -1
         if self.active:
             self._schedule(now)
 
+    def _take_done(self, now: int) -> list[tuple[Request, Seats, Seats]]:
+        """Account for the time since the last change; take out what has arrived."""
+        self._progress(now)
+        limit = max(min(self.work_fs), 0.5)
+        both = list(zip(self.active, self.work_fs, strict=True))
+        self.active = [transfer for transfer, work in both if work > limit]
+        self.work_fs = [work for work in self.work_fs if work > limit]
+        return [transfer for transfer, work in both if work <= limit]
+
     def _progress(self, now: int) -> None:
         """Account for the time since the last change."""
         share = (now - self.settled_fs) / len(self.active)
-        for transfer in self.active:
-            transfer.work_fs -= share
+        self.work_fs = [work - share for work in self.work_fs]
         self.settled_fs = now
 
     def _schedule(self, now: int) -> None:
-        active = self.active
-        least = active[0].work_fs
-        if len(active) > 1:
-            least = min([t.work_fs for t in active]) * len(active)
-        self.due_fs = now + max(round(least), MIN_TRANSFER_FS)
+        least = self.work_fs[0]
+        if len(self.work_fs) > 1:
+            least = min(self.work_fs) * len(self.work_fs)
+        due = now + round(least)
+        self.due_fs = due if due > now else now + MIN_TRANSFER_FS
         self.timer.at(self.due_fs)
 
 
@@ -129,28 +120,27 @@ class Links:
     ) -> None:
         self.env = env
         self.bytes_per_s = bytes_per_s
-        self.latency_s = latency_s
+        self.latency_fs = to_fs(latency_s)
         self.shared = shared
         self.exposed = 1.0 - overlap
         self.links: dict[tuple[N, N], Link] = {}
 
     def start(self, request: Request, source: Seats, target: Seats, now: int) -> None:
-        """Move a request's KV from `source` to `target`."""
-        key = self._key(source, target)
-        link = self.links.get(key)
-        if link is None:
-            link = self.links[key] = Link(self.env, self.bytes_per_s, self.latency_s)
+        """Move a request's KV from `source` to `target`; latency is added to the work."""
         size = request.prefilled * source.spec.kv_token_bytes * self.exposed
-        if link.is_free(size):
+        work = self.latency_fs + size / self.bytes_per_s * FS_PER_S
+        if work == 0.0:
             # A source of lower index has planned at this instant already (see `Seats.hand_over`).
             source.transfer_left(request, now if target.id < source.id else now + 1)
             target.transfer_arrived(request, now)
             return
-        link.start(request, source, target, size, now)
+        key = (-1, -1) if self.shared else (source.id, target.id)
+        link = self.links.get(key)
+        if link is None:
+            link = self.links[key] = Link(self.env)
+        link.start(request, source, target, work, now)
 
-    def cancel(self, request: Request, source: Seats, target: Seats, now: int) -> None:
+    def cancel(self, request: Request, now: int) -> None:
         """Stop moving a request's KV: one of both instances has failed."""
-        self.links[self._key(source, target)].cancel(request, now)
-
-    def _key(self, source: Seats, target: Seats) -> tuple[N, N]:
-        return (-1, -1) if self.shared else (source.id, target.id)
+        for link in self.links.values():
+            link.cancel(request, now)

@@ -343,11 +343,11 @@ class Seats(View):
         """Ask the policy where a prefilled request decodes."""
         target = self.sim.instances[self.policy.route(request, self.sim.cluster)]
         if target is not self:
-            to = f"route() sends prefilled request {request.id} to "
+            to = "route() sends prefilled request"
             if target.role == "prefill" and not self.policy.places_decode:
-                raise self.broken(f"{to}a prefill instance")
+                raise self.broken(f"{to} {request.id} to a prefill instance")
             if not target.up:
-                raise self.broken(f"{to}instance {target.id}, which is down")
+                raise self.broken(f"{to} {request.id} to instance {target.id}, which is down")
         return target
 
     def send(self, request: Request, target: Instance, when: int) -> None:
@@ -376,7 +376,7 @@ class Seats(View):
                 return
             if not self.policy.can_accept(self, request):
                 return
-            blocks = self.blocks_for(request.prefilled)
+            blocks = -(-request.prefilled // self.block_size)
             if blocks > self.free_blocks:
                 raise self.broken(
                     f"can_accept() took request {request.id} of {blocks} KV blocks, "
@@ -398,7 +398,7 @@ class Seats(View):
             reserved = self.blocks_for(request.prefilled)
             self.give_back(reserved)
             self.ready_blocks -= reserved
-            self.sim.links.cancel(request, source, self, now)
+            self.sim.links.cancel(request, now)
         source.transfer_left(request, now)
         self.wake(now)
 
@@ -412,12 +412,12 @@ class Seats(View):
         """The KV of a request is here."""
         del self.in_transfer[request.id]
         request.source = -1
-        reserved = self.blocks_for(request.prefilled)
+        request.held_blocks = reserved = -(-request.prefilled // self.block_size)
         if self.late_token:
             request.prefilled -= 1  # the last prompt token is computed again
-        request.held_blocks = self.blocks_for(request.prefilled)
-        self.give_back(reserved - request.held_blocks)
-        self.ready_blocks -= reserved - request.held_blocks
+            request.held_blocks = self.blocks_for(request.prefilled)
+            self.give_back(reserved - request.held_blocks)
+            self.ready_blocks -= reserved - request.held_blocks
         if request.transfer_end_fs < 0:
             request.transfer_end_fs = now
         request.state = READY
@@ -587,11 +587,3 @@ class Seats(View):
         return PlanError(
             f"policy {self.policy.name!r} on instance {self.id} at {self.now_s} s: {what}"
         )
-
-    def no_plan(self, error: TypeError) -> Exception:
-        """Return the error for an answer that a compiled core refuses before it is looked at.
-
-        Any other type error is the policy's own.
-        """
-        _, refused, got = str(error).partition("sim.types.plans.Plan or None object expected; got ")
-        return self.broken(f"plan() returned {got}, which is no plan") if refused else error

@@ -71,10 +71,14 @@ class Decode(Plan):
         preempt: requests preempted before the step.
         admit: requests whose KV has been transferred here and that join the batch.
         move: waiting requests sent to another instance: pairs (request, instance id).
+        at_once: the next plan would be `Decode()`, unless more has become ready by then: so the
+            batch decodes without asking again. Only beside `admit`.
     """
 
     __slots__ = (
         "admit",
+        "at_once",
+        "bounded",
         "changes",
         "max_steps",
         "move",
@@ -95,8 +99,10 @@ class Decode(Plan):
         preempt: Sequence[Preemption] = (),
         admit: Sequence[Request] = (),
         move: Sequence[tuple[Request, N]] = (),
+        at_once: bool = False,
     ) -> None:
         self.admit = admit
+        self.at_once = at_once
         self.move = move
         self.max_steps = max_steps
         self.until_s = until_s
@@ -106,6 +112,8 @@ class Decode(Plan):
         self.preempt = preempt
         self.changes = bool(pause or resume or swap_in or preempt or move)
         """Whether anything but admissions changes the batch."""
+        self.bounded = not (max_steps is None and until_s is None)
+        """Whether it names an end, of steps or of time."""
 
 
 class RunToCompletion(Plan):
