@@ -66,6 +66,10 @@ FUTURE = "from __future__ import annotations"
 OPT_LEVEL = "1"
 """Of the C compiler; 2 takes twice as long and gains little: most of the time goes to CPython."""
 
+FLAGS = ["-w", "-fvisibility=hidden", "-include", str(Path(__file__).with_name("multiply.h"))]
+"""No warnings about code that nobody wrote (looking for them takes as long as compiling), and calls
+within the library that nothing can intercept."""
+
 EDITABLE = {"editable_mode": "compat"}
 """A line in a .pth file; setuptools' own finder comes after folders that are no packages, and a
 script beside `docs/policies` would import that."""
@@ -104,12 +108,25 @@ def why_not() -> str | None:
 
 
 def extensions() -> list[Any]:
-    """Return the extension modules for `setup.py`: none in the pure form."""
+    """Return the extension modules for `setup.py`: none in the pure form.
+
+    Two libraries, which two processors compile side by side.
+    """
     if not compiling:
         return []
     from mypyc.build import mypycify
 
-    return list(mypycify(sources(Path.cwd()), opt_level=OPT_LEVEL, debug_level="0"))
+    names = sources(Path.cwd())
+    groups: list[tuple[list[str], str | None]] = [
+        ([name for name in names if name.startswith("policies/") == policies], library)
+        for policies, library in ((False, "bucketsim_core"), (True, "bucketsim_policies"))
+    ]
+    modules = list(mypycify(names, opt_level=OPT_LEVEL, debug_level="0", separate=groups))
+    for module in modules:
+        if any("__native" in source for source in module.sources):
+            extra = FLAGS if os.name == "posix" else []
+            module.extra_compile_args = [*module.extra_compile_args, *extra]
+    return modules
 
 
 @contextmanager

@@ -130,9 +130,9 @@ ENGINE = (
     ),
     Mutation(
         "instances in order of insertion",
-        "sim/core/instance.py",
-        "INSTANCE + id)",
-        "INSTANCE)",
+        "sim/core/timers.py",
+        "    return Timer(env, instance.fire, INSTANCE + instance.id)",
+        "    return Timer(env, instance.fire, INSTANCE)",
         (STEPS,),
     ),
     Mutation(

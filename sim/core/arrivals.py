@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import simpy
 
-from sim.core.loop import ARRIVAL, Timer
+from sim.core.timers import arrival_timer
 from sim.types import FS_PER_S, N, to_fs
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ class Arrivals(abc.ABC):
         self.env = env
         self.count = count
         self.next_row: N = 0
-        self.timer = Timer(env, self.fire, ARRIVAL)
+        self.timer = arrival_timer(env, self)
 
     @abc.abstractmethod
     def start(self) -> None:

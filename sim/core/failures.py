@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, Final
 
 import simpy
 
-from sim.core.loop import FAILURE, Timer
+from sim.core.loop import FAILURE, new_timer
 from sim.core.outages import Outages
 from sim.core.records import Outage
 from sim.types import N, PlanError, Request, SimulationError, to_s
@@ -53,7 +53,7 @@ class Failures:
         self.plans = [outages.of(engine) for engine in range(len(self.engines))]
         self.due: list[tuple[int, N, int]] = []
         """Heap of (when, engine, when it will be up again; -1: this is the repair)."""
-        self.timer = Timer(env, self.fire, FAILURE)
+        self.timer = new_timer(env, self.fire, FAILURE)
         self.held: dict[N, Request] = {}
         """Requests that no instance that is up can take."""
         self.log: list[tuple[N, int, int, int, N]] = []

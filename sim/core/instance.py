@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING, Final
 import simpy
 
 from sim.core.inbox import Inbox
-from sim.core.loop import INSTANCE, Timer, heappop, heappush, steps_to_cover
+from sim.core.loop import COMPILED, heappop, heappush, steps_to_cover
 from sim.core.records import DECODE, MIXED, PACK_STEP, PREFILL
-from sim.core.refusals import bad_chunk, refused
+from sim.core.refusals import MAX_EMPTY_PLANS, bad_chunk, no_plan
 from sim.core.seats import Seats
 from sim.core.static import StaticBatch
+from sim.core.timers import instance_timer
 from sim.types import (
     FS_PER_S,
     Decode,
@@ -43,8 +44,6 @@ STEPPING: Final = 1
 STATIC: Final = 2
 RESTARTING: Final = 3
 DOWN: Final = 4
-MAX_EMPTY_PLANS: Final = 1000
-"""Plans in a row at one instant that run nothing, before the policy is declared stuck."""
 
 
 class Instance(Seats):
@@ -57,7 +56,6 @@ class Instance(Seats):
         "chunks",
         "cut",
         "end_fs",
-        "env",
         "extrapolated",
         "first_fs",
         "fuse",
@@ -89,12 +87,11 @@ class Instance(Seats):
         self, id: N, spec: InstanceSpec, policy: Policy, sim: Simulation, env: simpy.Environment
     ) -> None:
         super().__init__(id, spec, policy, sim)
-        self.env = env
         self.pipeline = sim.pipeline_of(spec)
         # A lane's step depends on the other lanes: nothing to fuse.
         self.fuse = sim.settings.fuse_steps and self.pipeline is None
         self.padding = sim.settings.padding
-        self.timer = Timer(env, self.fire, INSTANCE + id)
+        self.timer = instance_timer(env, self)
         self.activity = IDLE
         self.end_fs = -1
         """When the timer is due; a firing at any other time is superseded."""
@@ -292,7 +289,7 @@ class Instance(Seats):
             try:
                 plan = self.policy.plan(self)
             except TypeError as error:
-                raise refused(self, error) from error
+                raise no_plan(self, error) from error
             if plan is None:
                 return False
             if isinstance(plan, Decode):
@@ -425,8 +422,11 @@ class Instance(Seats):
             elif self.joiners:
                 self._note_joiners(now)
         self.end_fs = now + (first if steps == 1 else self.span_fs(steps))
-        timer = self.timer  # `timer.at`, without the call
-        heappush(timer.events, (self.end_fs, timer.priority, next(timer.serial), timer))
+        timer = self.timer
+        if COMPILED:
+            timer.at(self.end_fs)
+        else:  # the same, without the call
+            heappush(timer.events, (self.end_fs, timer.priority, next(timer.serial), timer))
 
     def _end_span_after(self, steps: N) -> None:
         """Let the span under way end earlier, if `steps` is less than it has."""

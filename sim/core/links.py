@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Final
 
 import simpy
 
-from sim.core.loop import TRANSFER, Timer
+from sim.core.timers import link_timer
 from sim.types import FS_PER_S, N, Request, to_fs
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ class Link:
         """Femtoseconds the rest of each would take with the link to itself."""
         self.settled_fs = 0
         self.due_fs = -1
-        self.timer = Timer(env, self.fire, TRANSFER)
+        self.timer = link_timer(env, self)
 
     def start(self, request: Request, source: Seats, target: Seats, work: float, now: int) -> None:
         """Start to move a request's KV, which takes `work` femtoseconds on an empty link."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Callable
+from types import FunctionType
 from typing import Any, Final
 
 import simpy
@@ -61,6 +62,10 @@ class Timer:
         """Schedule the timer at absolute time `time_fs` (not before now)."""
         heappush(self.events, (time_fs, self.priority, next(self.serial), self))
 
+    def call(self, now: int) -> None:
+        """Do what is to be done at time `now`."""
+        self.callback(now)
+
     def fire(self, event: Any) -> None:
         """Let stock SimPy fire it."""
         self.callbacks = self.armed
@@ -104,20 +109,8 @@ class FastLoop(simpy.Environment):
             if stop.callbacks is None:
                 return stop.value
             stop.callbacks.append(simpy.core.StopSimulation.callback)
-        events: list[Any] = self._queue
         try:
-            # Python 3.11 makes a loop faster while it runs only if it ends in an unconditional
-            # jump: `while events` would stay as slow as the first time, this is half the price.
-            while True:
-                if not events:
-                    break
-                at, _, _, event = heappop(events)
-                self._now = at
-                if isinstance(event, Timer):
-                    fire = event.callback
-                    fire(at)
-                else:
-                    self._process(event)
+            self._run_all()
         except simpy.core.StopSimulation as stopped:
             return stopped.args[0]
         if stop is not None:
@@ -125,6 +118,22 @@ class FastLoop(simpy.Environment):
                 f'No scheduled events left but "until" event was not triggered: {stop}'
             )
         return None
+
+    def _run_all(self) -> None:
+        """Process events until there are none."""
+        events: list[Any] = self._queue
+        # Python 3.11 makes a loop faster while it runs only if it ends in an unconditional jump:
+        # `while events` would stay as slow as the first time, this is half the price.
+        while True:
+            if not events:
+                break
+            at, _, _, event = heappop(events)
+            self._now = at
+            if isinstance(event, Timer):
+                fire = event.callback
+                fire(at)
+            else:
+                self._process(event)
 
     def _stop_at(self, until: Any) -> simpy.Event:
         """Return an event at a time, before all others of that instant.
@@ -161,7 +170,158 @@ class FastLoop(simpy.Environment):
             raise error
 
 
-LOOPS = {"fast": FastLoop, "simpy": simpy.Environment}
+class Entry:
+    """One firing to come: as an entry of SimPy's event list, without a tuple of objects."""
+
+    __slots__ = ("at_fs", "priority", "serial", "timer")
+
+    def __init__(self, at_fs: int, priority: int, serial: int, timer: Timer) -> None:
+        self.at_fs = at_fs
+        self.priority = priority
+        self.serial = serial
+        self.timer = timer
+
+
+class Agenda:
+    """Firings to come in the order of SimPy's event list, the next one last.
+
+    There are about as many as instances: where one belongs is found by halving.
+    """
+
+    def __init__(self) -> None:
+        self.entries: list[Entry] = []
+        self.serial = 0
+        """Entries made so far, here and in SimPy's event list."""
+        self.now_fs = 0
+        """When the last timer fired."""
+        self.other_now: Any = 0
+        """The clock while an ordinary event is processed; None: `now_fs` is the clock."""
+
+    def add(self, at_fs: int, timer: Timer) -> None:
+        """Let `timer` fire at `at_fs`: after all of the same time and priority."""
+        entries = self.entries
+        priority = timer.priority
+        low, high = 0, len(entries)
+        while low < high:
+            middle = (low + high) >> 1
+            entry = entries[middle]
+            if entry.at_fs > at_fs or (entry.at_fs == at_fs and entry.priority > priority):
+                low = middle + 1
+            else:
+                high = middle
+        entries.insert(low, Entry(at_fs, priority, self.serial, timer))
+        self.serial += 1
+
+    def is_next(self, event: Any) -> bool:
+        """Whether its next firing comes before an entry of SimPy's event list."""
+        if not self.entries:
+            return False
+        entry = self.entries[-1]
+        return bool((entry.at_fs, entry.priority, entry.serial) < event[:3])
+
+    def fire(self) -> None:
+        """Let the next timer fire."""
+        entry = self.entries.pop()
+        self.other_now = None
+        self.now_fs = entry.at_fs
+        entry.timer.call(entry.at_fs)
+
+
+class Serials:
+    """The numbers of SimPy's entries (`Environment._eid`), counted together with an agenda's."""
+
+    def __init__(self, agenda: Agenda) -> None:
+        self.agenda = agenda
+
+    def __iter__(self) -> Serials:
+        """Return itself."""
+        return self
+
+    def __next__(self) -> Any:  # `int` would reach Python as a machine word
+        """Return the next number."""
+        self.agenda.serial += 1
+        return self.agenda.serial - 1
+
+
+class AgendaLoop(FastLoop):
+    """The fast loop of a compiled core: timers stand in a list of their own.
+
+    SimPy's event list holds ordinary events only and is empty when the core is alone. Both are
+    worked off in the order one list would have.
+    """
+
+    def __init__(self, initial_time: int = 0) -> None:
+        self.agenda = Agenda()
+        super().__init__(initial_time)
+        self._eid = Serials(self.agenda)  # type: ignore[assignment]
+
+    @property
+    def _now(self) -> Any:
+        """The clock: SimPy's code reads and sets it."""
+        agenda = self.agenda
+        return agenda.now_fs if agenda.other_now is None else agenda.other_now
+
+    @_now.setter
+    def _now(self, now: Any) -> None:
+        self.agenda.other_now = now
+
+    def peek(self) -> Any:
+        """Return the time of the next event; infinite when there is none."""
+        if self._queue and not self.agenda.is_next(self._queue[0]):
+            return self._queue[0][0]
+        entries = self.agenda.entries
+        return entries[-1].at_fs if entries else simpy.core.Infinity
+
+    def step(self) -> None:
+        """Process the next event; `EmptySchedule` when there is none."""
+        if self._queue and not self.agenda.is_next(self._queue[0]):
+            super().step()
+        elif self.agenda.entries:
+            self.agenda.fire()
+        else:
+            raise simpy.core.EmptySchedule
+
+    def _run_all(self) -> None:
+        """Process events until there are none."""
+        events: list[Any] = self._queue
+        agenda = self.agenda
+        while True:
+            if events and not agenda.is_next(events[0]):
+                super().step()
+            elif agenda.entries:
+                agenda.fire()
+            else:
+                return
+
+
+class AgendaTimer(Timer):
+    """A timer on an agenda. Subclasses call what they wake without a bound method."""
+
+    __slots__ = ("agenda",)
+
+    def __init__(self, env: AgendaLoop, callback: Callable[[int], None], priority: int) -> None:
+        super().__init__(env, callback, priority)
+        self.agenda: Agenda = env.agenda
+
+    def at(self, time_fs: int) -> None:
+        """Schedule the timer at absolute time `time_fs` (not before now)."""
+        self.agenda.add(time_fs, self)
+
+
+COMPILED: Final = not isinstance(Timer.at, FunctionType)
+"""Whether this module is compiled. Interpreted, `heapq` is the faster list."""
+
+LOOPS: dict[str, type[simpy.Environment]] = {
+    "fast": AgendaLoop if COMPILED else FastLoop,
+    "simpy": simpy.Environment,
+}
+
+
+def new_timer(env: simpy.Environment, callback: Callable[[int], None], priority: int) -> Timer:
+    """Return a timer that suits the loop (arguments: `Timer`)."""
+    if isinstance(env, AgendaLoop):
+        return AgendaTimer(env, callback, priority)
+    return Timer(env, callback, priority)
 
 
 def new_environment(loop: str = "fast") -> simpy.Environment:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import simpy
 
-from sim.core.loop import MONITOR, Timer
+from sim.core.loop import MONITOR, new_timer
 from sim.types import FS_PER_S, N, Policy, to_fs
 from sim.types.monitor import InstanceSample, Snapshot
 
@@ -33,8 +33,8 @@ class Monitor:
         self.policy = policy
         self.period_fs = to_fs(sim.monitor_period_s)
         self.delay_fs = to_fs(sim.monitor_delay_s)
-        self.sampler = Timer(env, self.sample, MONITOR)
-        self.messenger = Timer(env, self.deliver, MONITOR)
+        self.sampler = new_timer(env, self.sample, MONITOR)
+        self.messenger = new_timer(env, self.deliver, MONITOR)
         self.on_its_way: deque[tuple[int, Snapshot]] = deque()
         self.arrived: N = 0
         """Requests that have arrived since the last sample."""

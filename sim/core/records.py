@@ -217,7 +217,9 @@ class StepLog:
         if self.was_cut:
             rows = rows[rows["n_steps"] > 0]
         if len(rows) and (rows["instance"] != rows["instance"][0]).any():
-            return rows[np.lexsort((rows["instance"], rows["start_s"]))]
+            order = np.lexsort((rows["instance"], rows["start_s"]))
+            whole = rows.view(f"V{STEP_DTYPE.itemsize}")  # numpy moves fields one by one
+            return whole[order].view(STEP_DTYPE)
         return rows
 
     def count(self) -> N:

@@ -17,7 +17,7 @@ from sim.core.failures import Failures
 from sim.core.inbox import check_ahead
 from sim.core.instance import Instance
 from sim.core.links import Links
-from sim.core.loop import ABORT, Timer, new_environment
+from sim.core.loop import ABORT, new_environment, new_timer
 from sim.core.monitor import Monitor
 from sim.core.pipeline import Pipeline
 from sim.core.prefixes import shared_prefixes
@@ -122,7 +122,7 @@ class Aborts:
         self.sim = sim
         self.env = env
         self.after_fs = to_fs(after_s)
-        self.timer = Timer(env, self.fire, ABORT)
+        self.timer = new_timer(env, self.fire, ABORT)
         self.pending: deque[tuple[int, Request]] = deque()
 
     def watch(self, request: Request) -> None:

@@ -10,7 +10,7 @@ from mypy_extensions import mypyc_attr
 from sim.types.errors import BadInput
 from sim.types.units import N
 
-FOREVER: Final = 1 << 62
+FOREVER: Final = 1 << 61
 """A KV size no run reaches: the end of the last piece."""
 
 

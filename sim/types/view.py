@@ -158,7 +158,8 @@ class View:
     def growth_over(self, steps: N) -> N:
         """Blocks the decoding batch takes over its next `steps` steps."""
         size = self.block_size
-        cycles, rest = divmod(steps, size)
+        cycles = steps // size
+        rest = steps - cycles * size
         total = cycles * self.num_decoding
         # The phases form a ring, walked downwards from the next step's.
         last = -self.steps % size + 1

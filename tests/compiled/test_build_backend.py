@@ -1,8 +1,11 @@
 """Which wheel is built, and what is changed in the copy of the tree it is built from."""
 
 import importlib.util
+import shutil
 import subprocess
 import sys
+import tarfile
+from pathlib import Path
 
 import pytest
 from forms import ROOT
@@ -81,3 +84,22 @@ def test_a_script_beside_a_folder_of_the_same_name_finds_the_package():
         [sys.executable, "-c", code], cwd=ROOT / "docs", capture_output=True, text=True, check=False
     )
     assert ran.stdout.strip() == "policies", ran.stderr
+
+
+@pytest.mark.slow
+def test_a_source_distribution_holds_what_builds_it(backend, tmp_path, monkeypatch):
+    copy = tmp_path / "tree"
+    ignored = shutil.ignore_patterns(".*", "build", "results", "tests", "docs", "*.egg-info")
+    shutil.copytree(ROOT, copy, ignore=ignored)
+    monkeypatch.chdir(copy)
+    name = backend.build_sdist(str(tmp_path))
+    with tarfile.open(tmp_path / name) as archive:
+        held = {Path(*Path(member).parts[1:]).as_posix() for member in archive.getnames()}
+    assert {"setup.py", "build_backend/compiled.py", "build_backend/multiply.h"} <= held
+    assert set(backend.sources(ROOT)) <= held
+
+
+def test_the_header_that_the_compiler_is_told_of_is_there(backend):
+    header = Path(backend.FLAGS[-1])
+    assert header.is_file()
+    assert "__builtin_mul_overflow" in header.read_text()

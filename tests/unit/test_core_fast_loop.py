@@ -1,4 +1,4 @@
-"""The fast loop does what stock SimPy does, for whatever runs beside the core."""
+"""The fast loops do what stock SimPy does, for whatever runs beside the core."""
 
 import random
 from collections.abc import Iterator
@@ -8,9 +8,14 @@ import pytest
 import simpy
 from simpy.core import EmptySchedule, Infinity
 
-from sim.core.loop import INSTANCE, FastLoop, Timer, new_environment
+from sim.core.loop import INSTANCE, AgendaLoop, FastLoop, new_timer
 
 Log = list[tuple[Any, ...]]
+
+LOOPS = [simpy.Environment, FastLoop, AgendaLoop]
+"""The reference first. The last one is for compiled cores and runs interpreted as well."""
+
+all_loops = pytest.mark.parametrize("loop", LOOPS)
 
 
 def bank(env: simpy.Environment, seed: int) -> Log:
@@ -64,7 +69,7 @@ def bank(env: simpy.Environment, seed: int) -> Log:
     env.process(opener(env.process(collector())))
     end = env.process(waiter())
     end.callbacks.append(lambda event: log.append((event.value, env.now)))
-    timer = Timer(env, lambda now: tick(now), INSTANCE)
+    timer = new_timer(env, lambda now: tick(now), INSTANCE)
 
     def tick(now: int) -> None:
         log.append(("tick", now, env.now))
@@ -78,55 +83,56 @@ def bank(env: simpy.Environment, seed: int) -> Log:
 @pytest.mark.parametrize("seed", range(20))
 def test_processes_resources_and_conditions_run_as_on_stock_simpy(seed: int):
     logs, ends = [], []
-    for loop in ("simpy", "fast"):
-        env = new_environment(loop)
+    for loop in LOOPS:
+        env = loop(initial_time=0)
         logs.append(bank(env, seed))
         env.run()
         ends.append((env.now, next(env._eid)))
     assert len(logs[0]) > 30
-    assert logs[0] == logs[1]
-    assert ends[0] == ends[1]
+    assert logs[0] == logs[1] == logs[2]
+    assert ends[0] == ends[1] == ends[2]
 
 
 @pytest.mark.parametrize("seed", range(5))
 def test_stepping_and_peeking_as_on_stock_simpy(seed: int):
     seen = []
-    for loop in ("simpy", "fast"):
-        env = new_environment(loop)
+    for loop in LOOPS:
+        env = loop(initial_time=0)
         log = bank(env, seed)
         peeked = []
         while env.peek() < 30:
             peeked.append(env.peek())
             env.step()
         seen.append((peeked, list(log), env.now))
-    assert seen[0] == seen[1]
+    assert seen[0] == seen[1] == seen[2]
 
 
 @pytest.mark.parametrize("seed", range(5))
 def test_running_in_pieces_as_on_stock_simpy(seed: int):
     seen = []
-    for loop in ("simpy", "fast"):
-        env = new_environment(loop)
+    for loop in LOOPS:
+        env = loop(initial_time=0)
         log = bank(env, seed)
         for until in (1, 5, 5.5, 12, 30):
             env.run(until=until)
             log.append(("paused", env.now, env.peek()))
         env.run()
         seen.append(log)
-    assert seen[0] == seen[1]
+    assert seen[0] == seen[1] == seen[2]
 
 
-def test_nothing_left():
-    env = FastLoop(initial_time=0)
+@pytest.mark.parametrize("loop", LOOPS[1:])
+def test_nothing_left(loop: type[simpy.Environment]):
+    env = loop(initial_time=0)
     assert env.peek() == Infinity
     with pytest.raises(EmptySchedule):
         env.step()
     assert env.run() is None
 
 
-@pytest.mark.parametrize("loop", ["simpy", "fast"])
-def test_run_until_an_event(loop: str):
-    env = new_environment(loop)
+@all_loops
+def test_run_until_an_event(loop: type[simpy.Environment]):
+    env = loop(initial_time=0)
     event = env.timeout(3, "value")
     assert env.run(until=event) == "value"
     assert env.run(until=event) == "value"  # processed already
@@ -136,9 +142,11 @@ def test_run_until_an_event(loop: str):
         env.run(until=env.event())
 
 
-@pytest.mark.parametrize("loop", ["simpy", "fast"])
-def test_what_stands_behind_the_event_that_stops_is_called_when_the_run_resumes(loop: str):
-    env = new_environment(loop)
+@all_loops
+def test_what_stands_behind_the_event_that_stops_is_called_when_the_run_resumes(
+    loop: type[simpy.Environment],
+):
+    env = loop(initial_time=0)
     called: list[float] = []
     event = env.timeout(3)
 
@@ -153,9 +161,9 @@ def test_what_stands_behind_the_event_that_stops_is_called_when_the_run_resumes(
     assert called == [3]
 
 
-@pytest.mark.parametrize("loop", ["simpy", "fast"])
-def test_a_failure_nobody_handles_ends_the_run(loop: str):
-    env = new_environment(loop)
+@all_loops
+def test_a_failure_nobody_handles_ends_the_run(loop: type[simpy.Environment]):
+    env = loop(initial_time=0)
 
     def failing() -> Iterator[simpy.Event]:
         yield env.timeout(2)
@@ -170,9 +178,9 @@ def test_a_failure_nobody_handles_ends_the_run(loop: str):
         env.run(until=process)
 
 
-@pytest.mark.parametrize("loop", ["simpy", "fast"])
-def test_an_error_in_a_timer_leaves_the_event_list_usable(loop: str):
-    env = new_environment(loop)
+@all_loops
+def test_an_error_in_a_timer_leaves_the_event_list_usable(loop: type[simpy.Environment]):
+    env = loop(initial_time=0)
     fired: list[int] = []
 
     def fire(now: int) -> None:
@@ -180,10 +188,42 @@ def test_an_error_in_a_timer_leaves_the_event_list_usable(loop: str):
         if now == 1:
             raise KeyError("once")
 
-    timer = Timer(env, fire, INSTANCE)
+    timer = new_timer(env, fire, INSTANCE)
     timer.at(1)
     timer.at(2)
     with pytest.raises(KeyError, match="once"):
         env.run()
     env.run()
     assert fired == [1, 2]
+
+
+def drawn(env: simpy.Environment, seed: int) -> Log:
+    """Run timers that arm each other, many at one instant, some beyond machine words."""
+    rng = random.Random(seed)
+    order: Log = []
+
+    def fire(now: int, name: int) -> None:
+        order.append((name, now, env.now, env.peek()))
+        if len(order) < 300:
+            timers[rng.randrange(12)].at(now + rng.choice([0, 1, 2, 3, 2**62]))
+            if rng.random() < 0.3:
+                event = env.timeout(rng.choice([0, 1, 2]))
+                event.callbacks.append(lambda _: order.append(("event", env.now)))
+
+    timers = [
+        new_timer(env, lambda now, name=name: fire(now, name), 1 + name % 4) for name in range(12)
+    ]
+    for timer in timers:
+        timer.at(rng.randrange(3))
+    env.run()
+    return order
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_timers_and_events_come_in_one_order_on_all_loops(seed: int):
+    found = []
+    for loop in LOOPS:
+        env = loop(initial_time=0)
+        found.append((drawn(env, seed), next(env._eid)))
+    assert len(found[0][0]) > 50
+    assert found[0] == found[1] == found[2]

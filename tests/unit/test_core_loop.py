@@ -14,8 +14,10 @@ from sim.core.loop import (
     FAILURE,
     INSTANCE,
     LOOPS,
+    AgendaLoop,
     Timer,
     new_environment,
+    new_timer,
     steps_to_cover,
 )
 
@@ -66,7 +68,13 @@ def test_steps_to_cover_of_random_durations_is_the_smallest():
 
 # -- the timer --------------------------------------------------------------------------------
 
-both_loops = pytest.mark.parametrize("loop", LOOPS)
+both_loops = pytest.mark.parametrize("loop", [*LOOPS, "agenda"])
+
+
+@pytest.fixture(autouse=True)
+def _agenda(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the loop of compiled cores be asked for, too."""
+    monkeypatch.setitem(LOOPS, "agenda", AgendaLoop)
 
 
 @both_loops
@@ -85,7 +93,7 @@ def test_timer_fires_again_and_again_among_ordinary_simpy_events(loop: str):
             yield env.timeout(10)
             log.append(("process", env.now))
 
-    timer = Timer(env, fire, INSTANCE)
+    timer = new_timer(env, fire, INSTANCE)
     timer.at(10)
     env.process(clock())
     env.run()
@@ -111,7 +119,7 @@ def test_a_superseded_firing_is_told_by_its_time(loop: str):
             due = -1
             done.append(now)
 
-    timer = Timer(env, fire, INSTANCE)
+    timer = new_timer(env, fire, INSTANCE)
     timer.at(50)
     due = 30  # an earlier end supersedes it; the first stays in the event list
     timer.at(30)
@@ -127,7 +135,7 @@ def test_events_at_one_instant_come_in_the_order_of_the_design(loop: str):
     order: list[int] = []
     # Inserted in the wrong order: instances, then an abort, an arrival and a failure.
     for priority in (INSTANCE + 2, INSTANCE, INSTANCE + 1, ABORT, ARRIVAL, FAILURE):
-        Timer(env, lambda now, priority=priority: order.append(priority), priority).at(7)
+        new_timer(env, lambda now, priority=priority: order.append(priority), priority).at(7)
     env.run()
     assert order == [FAILURE, ARRIVAL, ABORT, INSTANCE, INSTANCE + 1, INSTANCE + 2]
 
@@ -136,12 +144,13 @@ def test_events_at_one_instant_come_in_the_order_of_the_design(loop: str):
 def test_the_clock_does_not_lose_a_femtosecond_in_a_day(loop: str):
     env = new_environment(loop)
     times: list[int] = []
-    Timer(env, times.append, INSTANCE).at(86_400 * 10**15 + 1)
+    new_timer(env, times.append, INSTANCE).at(86_400 * 10**15 + 1)
     env.run()
     assert times == [86_400 * 10**15 + 1]
 
 
-def test_an_unknown_loop_is_refused():
+def test_an_unknown_loop_is_refused(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.delitem(LOOPS, "agenda")
     with pytest.raises(ValueError, match=r"engine.loop: unknown loop 'slow'; valid: fast, simpy"):
         new_environment("slow")
 
@@ -195,7 +204,7 @@ def test_run_until_stops_before_everything_of_that_instant(loop: str):
     fired: list[int] = []
     for priority in (ARRIVAL, INSTANCE):
         for at in (6, 7):
-            Timer(env, fired.append, priority).at(at)
+            new_timer(env, fired.append, priority).at(at)
     env.run(until=7)
     assert fired == [6, 6]
     assert env.now == 7
