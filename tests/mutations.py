@@ -113,8 +113,8 @@ ENGINE = (
     Mutation(
         "arrival chain drops the last",
         "sim/core/arrivals.py",
-        "if row < self.count:",
-        "if row < self.count - 1:",
+        "if row < self.count else -1",
+        "if row < self.count - 1 else -1",
         (STEPS,),
     ),
     Mutation(
@@ -363,7 +363,7 @@ ENGINE = (
     Mutation(
         "transfers take no time",
         "sim/core/links.py",
-        "work = self.latency_fs + size_bytes / self.bytes_per_s * FS_PER_S",
+        "work = self.latency_fs + size / self.bytes_per_s * FS_PER_S",
         "work = 0.0",
         (TRANSFER,),
     ),
