@@ -163,7 +163,7 @@ class _Draw:
         numbers[:, :drawn] = self.numbers
         for start in range(drawn, width, ROUNDS_A_DRAW):
             raw = self._bits.random_raw(requests * ROUNDS_A_DRAW // 2)
-            chance = raw.view(np.uint32).reshape(requests, ROUNDS_A_DRAW)
+            chance = raw.view("<u4").reshape(requests, ROUNDS_A_DRAW)
             part = numbers[:, start : start + ROUNDS_A_DRAW]
             for position in range(positions):
                 part += (chance < self._reach[:, position, None]).view(np.uint8)
