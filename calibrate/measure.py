@@ -1,13 +1,13 @@
 """Run the points of a grid on a device and keep what they took.
 
-Each point is run `WARM_UP` times and then at least `MIN_RUNS` times, cheap ones more often. On a
-GPU the median counts. On a CPU the fastest run counts, because other work on the machine only adds
-time. Slow spells of a shared machine last longer than the runs of a point: the smallest point is
-run beside every other one to tell them, and up to half of the time goes into measuring again what
-was measured in one.
+On a GPU each point is run `WARM_UP` times and then at least `MIN_RUNS` times, cheap ones more
+often, and the median counts. A CPU is shared with others, and its speed changes within seconds. So
+there the points are visited in turns, `VISIT_RUNS` runs at a time, until the time is over, and what
+a point takes is told from how fast the machine was at each of its visits (`calibrate.speed`).
 
 The rows are on the disk as points finish, so an interrupted measurement goes on where it was; what
-is lost is the point under way. A point that runs out of memory is marked and the rest goes on.
+is lost is the point under way, and on a CPU the points with fewer than `MIN_RUNS` runs are measured
+anew. A point that runs out of memory is marked and the rest goes on.
 """
 
 from __future__ import annotations
@@ -21,11 +21,12 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
+from random import Random
 from typing import Protocol
 
 from calibrate.plan import MIN_RUNS, WARM_UP, Pace, Setting
 from calibrate.points import Key, Point
-from calibrate.runs import Timing, timed, unmeasured
+from calibrate.runs import Timing, timed, timed_by_visits, unmeasured
 from calibrate.samples import Sample, SampleWriter, read_samples
 from sim.study.files import output_folder, write_json, written_aside
 from sim.types import BadInput
@@ -39,23 +40,15 @@ MAX_RUNS = 40
 CHEAP_S = 0.15
 """A point is run more than `MIN_RUNS` times while its runs took less than this, seconds."""
 
-AGAIN_RUNS = 4
-"""Least runs of a point that is measured again."""
+VISIT_RUNS = 2
+"""Runs of a visit on a CPU; the faster one counts, for the first may find the caches cold."""
 
-FIRST_SHARE = 0.55
-"""Share of the budget after which a CPU measures slow points again before it goes on."""
+FIRST_SHARE = 1 / 8
+"""Share of the budget in which a CPU visits points for the first time. The rest of it is for about
+seven visits more: a single one may be a tenth off, the median of ten is within a few percent."""
 
 FIRST_POINTS = 32
-"""Points of each path that come before any is measured again: enough for a fit."""
-
-REFERENCE_RUNS = 4
-"""Runs of the smallest point beside every other one; the fastest counts."""
-
-MOST_ROUNDS = 4
-"""How often a point is measured again: a machine may never be as fast as it once was."""
-
-SLOW = 1.08
-"""A point was measured in a slow spell if the smallest one took this much longer than at best."""
+"""Points of each path that are visited in any case: enough for a fit."""
 
 Progress = Callable[[int, int | None], None] | None
 
@@ -64,8 +57,8 @@ class Rig(Protocol):
     """The device, model and engine that points run on."""
 
     setting: Setting
-    fastest_counts: bool
-    """Whether the fastest run is kept (CPU) or the median (GPU)."""
+    shared: bool
+    """Whether others change the device's speed (CPU): points are visited in turns."""
 
     def about(self) -> dict[str, object]:
         """Return what the JSON beside the samples says of device, versions, model and engine."""
@@ -100,7 +93,7 @@ class Outcome:
         refused: points that cannot fit, likewise.
         skipped_for_time: points there was no time for.
         kept: points that earlier calls had finished.
-        again: points measured a second time.
+        again: points visited more than once.
         seconds: duration of this call.
         notes: what a user should know.
     """
@@ -152,7 +145,7 @@ def measure(
             rig.clear()
             outcome = campaign.outcome(complaints)
             write_json(beside, about | _progress(outcome, _now()))
-    if outcome.again:
+    if outcome.again or len(rows) > len(campaign.kept):
         _drop_superseded(path)
     return outcome
 
@@ -176,24 +169,30 @@ class _Campaign:
         self.started_s = clock()
         self.budget_s = budget_s
         self.pace = Pace(rig.setting)
-        self.statuses: dict[Key, str] = {row.key: row.status for row in rows}
-        self.kept = len(self.statuses)
-        self.runs: dict[Point, list[Timing]] = {}
-        self.reference_ms: dict[Point, float] = {}
-        """Of each point measured: what the smallest point took beside it, at best."""
-        self.speed_ms = 0.0
-        """What the smallest point took last."""
+        self.kept = {row.key: row.status for row in rows if self._is_final(row)}
+        self.statuses: dict[Key, str] = dict(self.kept)
+        self.visits: list[tuple[Point, list[Timing]]] = []
+        """On a CPU, in order of time."""
+        self.peaks: dict[Point, int | None] = {}
         self.refusals: Counter[str] = Counter()
         self.again = 0
 
     def run(self, update: Progress) -> None:
         """Measure while there is time."""
-        if self.rig.fastest_counts:
+        if not self.rig.shared:
+            self._measure_new(self.points, self.budget_s, update)
+            return
+        try:
             paths = len({point.padded for point in self.points})
             self._measure_new(self.points[: FIRST_POINTS * paths], self.budget_s, update)
             self._measure_new(self.points, FIRST_SHARE * self.budget_s, update)
-            self._measure_slow(update)
-        self._measure_new(self.points, self.budget_s, update)
+            self._visit_again(update)
+        finally:
+            self._write_visited()
+
+    def _is_final(self, row: Sample) -> bool:
+        """Whether a row of an earlier call stays as it is."""
+        return row.status != "ok" or not self.rig.shared or row.runs >= MIN_RUNS
 
     def _measure_new(self, points: Sequence[Point], end_s: float, update: Progress) -> None:
         """Measure those of `points` that are new, until `end_s`."""
@@ -209,21 +208,20 @@ class _Campaign:
             elif self._fits(point, end_s):
                 self._measure(point)
 
-    def _measure_slow(self, update: Progress) -> None:
-        """Measure points of slow spells again, the slowest first, in a few rounds at most."""
-        for _ in range(MOST_ROUNDS):
-            slow = self._slow()
-            for seen, point in enumerate(slow):
+    def _visit_again(self, update: Progress) -> None:
+        """Visit the points of this call in turns, each time in another order, while there is time.
+
+        Another order, so that a point does not always follow the same one.
+        """
+        visited = [point for point, _ in self.visits]
+        for turn in range(1, MAX_RUNS // VISIT_RUNS):
+            Random(turn).shuffle(visited)
+            for seen, point in enumerate(visited):
                 if update is not None:
-                    update(seen, len(slow))
+                    update(seen, len(visited))
                 if self._fits(point, self.budget_s):
                     self._measure(point)
-                    self.again += 1
-
-    def _slow(self) -> list[Point]:
-        limit_ms = SLOW * min(self.reference_ms.values(), default=0.0)
-        slow = [point for point, ms in self.reference_ms.items() if ms > limit_ms]
-        return sorted(slow, key=lambda point: -self.reference_ms[point])
+                    self.again += turn == 1
 
     def outcome(self, complaints: Sequence[str]) -> Outcome:
         """Return what was done."""
@@ -234,7 +232,7 @@ class _Campaign:
             oom=statuses["oom"],
             refused=statuses["refused"],
             skipped_for_time=sum(point.key not in self.statuses for point in self.points),
-            kept=self.kept,
+            kept=len(self.kept),
             again=self.again,
             seconds=self.clock() - self.started_s,
             notes=(*complaints, *(f"{n} points refused: {w}" for w, n in self.refusals.items())),
@@ -242,59 +240,60 @@ class _Campaign:
 
     def _fits(self, point: Point, end_s: float) -> bool:
         spent_s = self.clock() - self.started_s
-        return spent_s + self.pace.seconds(point, self._runs(point)) <= end_s
+        return spent_s + self.pace.seconds(point, self._least_runs) <= end_s
 
-    def _runs(self, point: Point) -> int:
-        return AGAIN_RUNS if point in self.runs else MIN_RUNS
+    @property
+    def _least_runs(self) -> int:
+        return VISIT_RUNS if self.rig.shared else MIN_RUNS
 
     def _measure(self, point: Point) -> None:
-        started_s, runs, ran_out = self.clock(), self._runs(point), False
-        before_ms = self.speed_ms or self._reference()
+        started_s, ran_out = self.clock(), False
         try:
-            row: Sample | None = self._measured(point)
+            row: Sample | None = self._visited(point) if self.rig.shared else self._measured(point)
         except Exception as error:
             if not out_of_memory(error):
                 raise
-            row = None if point in self.runs else unmeasured(point, "oom")
+            row = None if point.key in self.statuses else unmeasured(point, "oom")
             ran_out = True
         if ran_out:  # not before the error is gone: its traceback holds the tensors of the step
             self.rig.free()
         self.rig.clear()
-        self.speed_ms = self._reference()
-        self._note_spell(point, min(before_ms, self.speed_ms))
-        self.pace.learn(point, self.clock() - started_s, runs)
+        self.pace.learn(point, self.clock() - started_s, self._least_runs)
         if row is not None:
             self._write(row)
 
-    def _reference(self) -> float:
-        """Return how long the smallest point takes now, milliseconds; 0 on a GPU, not run there."""
-        if not self.rig.fastest_counts:
-            return 0.0
-        times = [self.rig.run(self.points[0]).wall_ms for _ in range(REFERENCE_RUNS)]
-        self.rig.clear()
-        return min(times)
+    def _visited(self, point: Point) -> Sample | None:
+        """Run a point a few times; return its row at the first visit, which later ones improve."""
+        self.rig.reset_peak()
+        with _no_collection():
+            runs = [self.rig.run(point) for _ in range(VISIT_RUNS)]
+        self.peaks.setdefault(point, self.rig.peak_bytes())
+        self.visits.append((point, runs))
+        if point.key in self.statuses:
+            return None
+        return replace(timed_by_visits([(point, runs)])[point], peak_bytes=self.peaks[point])
 
-    def _note_spell(self, point: Point, reference_ms: float) -> None:
-        if point in self.runs:
-            earlier_ms = self.reference_ms.get(point, reference_ms)
-            self.reference_ms[point] = min(earlier_ms, reference_ms)
+    def _write_visited(self) -> None:
+        """Write the rows of all points that were visited, at the speed the machine mostly had."""
+        for point, row in timed_by_visits(self.visits).items():
+            self._write(replace(row, peak_bytes=self.peaks[point]))
 
     def _measured(self, point: Point) -> Sample:
-        """Run a point; its row covers its earlier runs, too."""
+        """Run a point on a GPU and return its row."""
         rig = self.rig
         rig.reset_peak()
         with _no_collection():
-            for _ in range(1 if rig.fastest_counts else WARM_UP):
+            for _ in range(WARM_UP):
                 rig.run(point)
-            least = self._runs(point)
-            new: list[Timing] = []
+            runs: list[Timing] = []
             started_s = self.clock()
-            while len(new) < least or (len(new) < MAX_RUNS and self.clock() - started_s < CHEAP_S):
-                new.append(rig.run(point))
+            while len(runs) < MIN_RUNS or (
+                len(runs) < MAX_RUNS and self.clock() - started_s < CHEAP_S
+            ):
+                runs.append(rig.run(point))
         sm_clock_mhz, power_w = rig.clock_and_power()
-        runs = self.runs[point] = [*self.runs.get(point, ()), *new]
         return replace(
-            timed(point, runs, rig.fastest_counts),
+            timed(point, runs),
             peak_bytes=rig.peak_bytes(),
             sm_clock_mhz=sm_clock_mhz,
             power_w=power_w,
@@ -363,7 +362,7 @@ def _now() -> str:
 
 
 def _drop_superseded(path: Path) -> None:
-    """Write the file anew without the rows of the first round that a second one replaced."""
+    """Write the file anew without the rows that later ones replaced."""
     rows, _ = read_samples(path)
     with written_aside(path) as aside, SampleWriter(aside) as writer:
         for row in rows:

@@ -259,7 +259,7 @@ class Replay:
         """
         rate = self._rates.get(policy)
         if rate is None:
-            rate = saturation_rate(self._experiment(policy, 1.0, 1))
+            rate = saturation_rate(self._experiment(policy, 1.0, 1, fuse_steps=True))
             self._rates[policy] = rate
         scenario = self.scenario
         count = length * scenario.seconds * load * rate
@@ -267,7 +267,10 @@ class Replay:
             count = max(count, length * min(scenario.fewest, scenario.longest * load * rate))
         return _Case(policy, load, self._experiment(policy, load * rate, max(round(count), 2)))
 
-    def _experiment(self, policy: str, rate: float, count: int) -> Experiment:
+    def _experiment(
+        self, policy: str, rate: float, count: int, fuse_steps: bool = False
+    ) -> Experiment:
+        """Return the settings of a run; with fused steps the same, faster, in the simulator."""
         scenario, setting = self.scenario, self.rig.setting
         padded, clock = policy != "continuous", DEVICE if policy in SPLIT else WALL
         instances = 2 if policy in SPLIT else 1
@@ -288,7 +291,7 @@ class Replay:
                     "arrivals": {"process": "poisson", "rate": rate},
                 },
                 "engine": {
-                    "fuse_steps": False,
+                    "fuse_steps": fuse_steps,
                     "num_gpu_blocks": setting.num_blocks // instances,
                     "block_size": setting.block_size,
                     "swap_space_gib": 0,
@@ -313,7 +316,7 @@ class Replay:
 
     def _judged(self, case: _Case, executor: DeviceExecutor) -> list[str]:
         """Return how the real run's own steps compare with the profile, a table row a kind."""
-        samples = [timed(point, [timing], False) for point, timing in executor.steps]
+        samples = [timed(point, [timing]) for point, timing in executor.steps]
         lines = []
         for padded in sorted({sample.padded for sample in samples}):
             cost = StepCost(self._fitted[padded], self.rig.setting.model)

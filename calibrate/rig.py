@@ -49,7 +49,7 @@ class DeviceRig:
         runner: model and KV cache.
         setting: for planning.
         limits: ends of the grid.
-        fastest_counts: True on the CPU.
+        shared: True on the CPU.
     """
 
     def __init__(
@@ -62,7 +62,7 @@ class DeviceRig:
         weights: str,
     ) -> None:
         self._device, self._dtype, self._weights = device, dtype, weights
-        self.fastest_counts = not device.is_cuda
+        self.shared = not device.is_cuda
         self._held: set[int] = set()
         step_tokens = CUDA_STEP_TOKENS if device.is_cuda else CPU_STEP_TOKENS
         sequences = CUDA_SEQUENCES if device.is_cuda else CPU_SEQUENCES
@@ -99,7 +99,7 @@ class DeviceRig:
                 "max_num_batched_tokens": self.limits.step_tokens,
                 "max_model_len": self.limits.max_length,
             },
-            "statistic": "fastest run" if self.fastest_counts else "median run",
+            "statistic": "median of visits at the usual speed" if self.shared else "median run",
             "clocks": "not locked; SM clock and power are read after the runs of each point",
         }
 

@@ -45,10 +45,11 @@ class Sample:
         kv_tokens: K, tokens the decodes hold before the step.
         step_tokens: sum(l) + B.
         runs: repetitions behind the times.
-        device_ms: forward pass by device events; median on a GPU, fastest on a CPU.
+        device_ms: forward pass by device events; median on a GPU, on a CPU that of the visits, each
+            taken to the speed the machine mostly had.
         wall_ms: from the call to the tokens on the host, likewise.
-        fastest_ms: fastest wall time.
-        spread_frac: (p90 - p10) / median of the runs.
+        fastest_ms: fastest wall time, on a CPU at that speed, too.
+        spread_frac: (p90 - p10) / median of the runs, likewise.
         peak_bytes: most memory allocated during the step.
         sm_clock_mhz: clock of the GPU, where it can be read.
         power_w: power draw of the GPU, where it can be read.

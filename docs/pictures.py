@@ -53,6 +53,10 @@ PARAMETERS: dict[str, dict[str, Any]] = {
     },
 }
 """What is not left at its default."""
+SPECULATIVE: dict[str, dict[str, Any]] = {
+    "cosine": {"method": "drafter_pool", "num_speculative_tokens": 4},
+}
+"""Of policies that want it."""
 TTFT_MS = 500
 LAST_S = 3.3
 """End of the time axis: that of the slowest policy."""
@@ -100,6 +104,7 @@ def run(name: str) -> RunRecord:
         "workload": {"source": "alpaca", "num_requests": len(REQUESTS),
                      "arrivals": {"process": "all-at-once"}},
         "slo": {"ttft_ms": TTFT_MS},
+        "speculative": SPECULATIVE.get(name),
     }  # fmt: skip
     experiment = resolve(config, "docs/pictures.py")
     setup = build(experiment, experiment.policies[0])

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import islice
 from math import inf
 from typing import Literal
 
 from policies.base import (
     Cluster,
-    ClusterInfo,
     Config,
     Decode,
     Field,
@@ -17,7 +16,6 @@ from policies.base import (
     N,
     Plan,
     Policy,
-    Pool,
     Prefill,
     Request,
     View,
@@ -30,6 +28,8 @@ from policies.parts.values import Estimator, ValueQueue
 GO_ON = Decode()
 Chunks = list[tuple[Request, N]]
 Moves = list[tuple[Request, N]]
+NOBODY: Moves = []
+NO_LIMIT: N = 1 << 60
 CHUNKED_PROMPTS: N = 3
 """Prompts that a step of `packing: chunked` looks at (the artifact's alternative solver)."""
 TICKET_MEMORY = 0.9
@@ -60,6 +60,12 @@ class AscendraConfig(Config):
     max_num_batched_tokens: int = Field(
         8192, ge=1, description="tokens in one step; a longer prompt runs when nothing decodes"
     )
+    ticket_seats: float = Field(
+        0.5,
+        ge=0,
+        le=1,
+        description="with a smaller share of seats taken high priority takes arrivals",
+    )
     enforce: bool = Field(
         False, description="max_num_seqs binds high-priority instances, too, with memory to spare"
     )
@@ -83,14 +89,14 @@ class Ascendra(Policy):
     to a few lightly loaded instances while there is time.
 
     Decision rule, arrival: the next high-priority instance (HP) takes it if nothing waits there, it
-    has less than half of its seats taken and memory to spare; else the next low-priority one (LP),
-    both round robin. LP step: all decodes, then whole waiting prompts by falling value, passing by
-    what does not fit into `max_num_batched_tokens`, until seats or blocks run out (`packing:
-    chunked`: the first three, the last one cut). Of what still waits and never ran, requests with
-    now + max(step time, prompt time) + `margin_s` > deadline move to HP instances, round robin,
-    and may start there `transfer_s` later. HP step: waiting prompts by falling value, those already
-    late last, whole, in a step of their own; if none, a decode step. When the KV cache cannot grow
-    the last admitted request is recomputed, first in its queue.
+    has less than `ticket_seats` of its seats taken and memory to spare; else the next low-priority
+    one (LP), both round robin. LP step: all decodes, then whole waiting prompts by falling value,
+    passing by what does not fit into `max_num_batched_tokens`, until seats or blocks run out
+    (`packing: chunked`: the first three, the last one cut). Of what still waits and never ran,
+    requests with now + max(step time, prompt time) + `margin_s` > deadline move to HP instances,
+    round robin, and may start there `transfer_s` later. HP step: waiting prompts by falling value,
+    those already late last, whole, in a step of their own; if none, a decode step. When the KV
+    cache cannot grow the last admitted request is recomputed, first in its queue.
 
     Value, `edf`: 1/(deadline - now - prompt time), infinite when that is past; requests without a
     bound come last and never move. A single instance is LP and moves nothing.
@@ -113,8 +119,8 @@ class Ascendra(Policy):
     - A8 its admission test (drop what has waited too long) is not modelled; `slo.abort_after_s`
       lets clients give up.
 
-    Complexity: O(admitted + `window` + moved) per call, O(log n) per arrival; with `basic` a sort
-    of the queue.
+    Complexity: O(admitted + passed by, up to `window` + moved) per call, O(log n) per arrival; with
+    `basic` a sort of the queue.
 
     Reference: Ikram, Li, Elnikety and Bagchi, "Ascendra: Dynamic Request Prioritization for
     Efficient LLM Serving", arXiv:2504.20828; code Mrxiangli/PaceServe.
@@ -128,16 +134,27 @@ class Ascendra(Policy):
         self.whole = config.packing == "whole"
         self.max_num_seqs: N = config.max_num_seqs
         self.max_num_batched_tokens: N = config.max_num_batched_tokens
+        self.window: N = config.window
+        self.margin_s = config.margin_s
+        self.transfer_s = config.transfer_s
+        self.watermark = config.watermark
+        self.enforce = config.enforce
+        self.basic = config.order == "basic"
+        self.ticket_seats = config.ticket_seats * config.max_num_seqs
         self.estimator = Estimator(config.estimate_error)
         self.high: list[View] = []
         """High-priority instances, known from the first arrival on."""
         self._high_ids: set[N] = set()
         self._cluster: Cluster | None = None
+        self._up: Sequence[View] = ()
+        """The instances that were up at the last arrival, in two parts:"""
+        self._up_high: list[View] = []
+        self._up_low: list[View] = []
         self._arrived_low: N = 0
         self._arrived_high: N = 0
         self._moves: dict[N, tuple[float, N]] = {}
-        """When and where to each request was moved last. `plan` writes here what it says, so that
-        saying it twice changes nothing."""
+        """When each request was moved last, and which of all moves that was. `plan` writes here
+        what it says, so that saying it twice changes nothing."""
         self._moved: N = 0
 
     @property
@@ -149,20 +166,13 @@ class Ascendra(Policy):
         """Return a queue by value."""
         return ValueQueue(self.config.order, self.estimator)
 
-    def pools(self, cluster: ClusterInfo) -> Sequence[Pool]:
-        """Return instances as small as fit; the last ones are those of high priority."""
-        return super().pools(cluster)
-
     # -- where ------------------------------------------------------------------------------
 
     def route(self, request: Request, cluster: Cluster) -> N:
         """Return a high-priority instance with a ticket, else the next low-priority one."""
-        if self._cluster is not cluster:
-            self._cluster = cluster
-            self.high = self._chosen(cluster.instances)
-            self._high_ids = {view.id for view in self.high}
-        high = [view for view in self.high if view.up]
-        low = [view for view in cluster.entry if view.id not in self._high_ids]
+        if self._up is not cluster.entry:
+            self._divide(cluster)
+        high, low = self._up_high, self._up_low
         if high:
             view = high[self._arrived_high % len(high)]
             if not low or self._has_ticket(view):
@@ -171,6 +181,16 @@ class Ascendra(Policy):
         self._arrived_low += 1
         return low[(self._arrived_low - 1) % len(low)].id
 
+    def _divide(self, cluster: Cluster) -> None:
+        """Note who has which priority, and who is up."""
+        if self._cluster is not cluster:
+            self._cluster = cluster
+            self.high = self._chosen(cluster.instances)
+            self._high_ids = {view.id for view in self.high}
+        self._up = cluster.entry
+        self._up_high = [view for view in self.high if view.up]
+        self._up_low = [view for view in cluster.entry if view.id not in self._high_ids]
+
     def _chosen(self, instances: Sequence[View]) -> list[View]:
         """Return the last instances: at least one of each priority, if there are two."""
         entry = [view for view in instances if view.role != "decode"]
@@ -178,7 +198,7 @@ class Ascendra(Policy):
         return entry[len(entry) - count :]
 
     def _has_ticket(self, view: View) -> bool:
-        if view.num_waiting or 2 * view.num_running >= self.max_num_seqs:
+        if view.num_waiting or len(view.running) >= self.ticket_seats:
             return False
         return view.outstanding_tokens <= TICKET_MEMORY * view.total_blocks * view.block_size
 
@@ -191,7 +211,7 @@ class Ascendra(Policy):
         queue = view.waiting
         if not isinstance(queue, ValueQueue):
             raise TypeError(f"{self.name} needs its own queue, not {type(queue).__name__}")
-        queue.expire(view.now_s)
+        queue.now_s = view.now_s
         if view.id in self._high_ids:
             return self._plan_high(view, queue)
         return self._plan_low(view, queue)
@@ -201,33 +221,39 @@ class Ascendra(Policy):
         if room < 0:  # the engine evicts, and nothing else happens in that step
             return GO_ON
         chunks = self._whole(view, queue, room) if self.whole else self._cut(view, queue, room)
-        moves = self._at_risk(view, queue, chunks) if self.high else []
+        step: Mixed | Decode = Mixed(chunks, view.num_decoding > 0) if chunks else GO_ON
+        moves = NOBODY
+        if self.high and (view.prefilling or view.num_waiting > len(chunks)):
+            moves = self._at_risk(view, queue, step, chunks)
         if chunks:
-            return Mixed(chunks, view.num_decoding > 0, move=moves)
+            step.move = moves
+            return step
         if not view.num_decoding:
             return None
         # Whoever has a bound may have to move after any step; `basic` reorders all the time.
-        bounded = self.high and next(iter(queue.starts), None) is not None
-        single = bounded or self.config.order == "basic"
+        single = self.basic or (self.high and view.num_waiting > len(queue.front))
         return Decode(max_steps=1 if single else None, move=moves)
 
     def _whole(self, view: View, queue: ValueQueue, room: N) -> Chunks:
         """Return whole prompts by value, passing by those that the budget has no room for."""
         budget = self.max_num_batched_tokens - view.num_decoding
-        seats = self.max_num_seqs - view.num_running
+        seats = self.max_num_seqs - len(view.running)
         chunks: Chunks = []
-        for request in islice(queue.by_value(view.now_s), self.config.window):
-            if seats <= 0 or budget <= 0:
-                break
+        if seats <= 0 or budget <= 0:
+            return chunks
+        size = view.block_size
+        for request in islice(queue.by_value(), self.window):
             tokens = request.target_tokens
             if tokens > budget and (chunks or view.num_decoding):
                 continue
-            room -= view.blocks_for(tokens)
+            room -= -(-tokens // size)
             if room < 0:
                 break
             chunks.append((request, tokens))
             budget -= tokens
             seats -= 1
+            if seats <= 0 or budget <= 0:
+                break
         return chunks
 
     def _cut(self, view: View, queue: ValueQueue, room: N) -> Chunks:
@@ -241,7 +267,7 @@ class Ascendra(Policy):
             if tokens > 0 and len(chunks) < CHUNKED_PROMPTS:
                 chunks.append((request, tokens))
                 budget -= tokens
-        for request in queue.by_value(view.now_s):
+        for request in queue.by_value():
             room -= view.blocks_for(request.target_tokens)
             if seats <= 0 or budget <= 0 or room < 0 or len(chunks) == CHUNKED_PROMPTS:
                 break
@@ -251,33 +277,36 @@ class Ascendra(Policy):
             seats -= 1
         return chunks
 
-    def _at_risk(self, view: View, queue: ValueQueue, chunks: Chunks) -> Moves:
+    def _at_risk(self, view: View, queue: ValueQueue, step: Plan, chunks: Chunks) -> Moves:
         """Return who waits on and is predicted to be late, with the instance to move to."""
-        targets = [high for high in self.high if high.up]
+        targets = [high.id for high in self.high if high.up]
         if not targets:
-            return []
-        plan = Mixed(chunks, view.num_decoding > 0) if chunks else GO_ON
-        tokens = sum([tokens for _, tokens in chunks], view.num_decoding)
-        step_s = self.estimator.seconds(view.price(plan), tokens)
-        due_s = view.now_s + self.config.margin_s
-        taken = {request.id for request, _ in chunks}
-        moves: Moves = []
-        for request in queue.starts:
-            start_s = queue.latest_start_s(request)
-            if start_s >= due_s + step_s:  # nor is anybody behind
+            return NOBODY
+        tokens = view.num_decoding
+        for _, new in chunks:
+            tokens += new
+        due_s = view.now_s + self.margin_s
+        after_s = due_s + self.estimator.seconds(view.price(step), tokens)
+        late: list[Request] = []
+        for start_s, _, request in queue.starts.entries():
+            if start_s >= after_s:  # nor is anybody behind
                 break
-            late = start_s < due_s or request.deadline_s < due_s + step_s
-            if late and request.id not in taken:
-                moves.append((request, self._target(request, targets, view.now_s).id))
-        return moves
+            if start_s < due_s or request.deadline_s < after_s:
+                late.append(request)
+        if not late:
+            return NOBODY
+        taken = {request.id for request, _ in chunks}
+        late = [request for request in late if request.id not in taken]
+        turns = [self._turn(request, view.now_s) for request in late]
+        return [(r, targets[k % len(targets)]) for r, k in zip(late, turns, strict=True)]
 
-    def _target(self, request: Request, targets: Sequence[View], now_s: float) -> View:
-        """Return the high-priority instance whose turn it is, and note the move."""
+    def _turn(self, request: Request, now_s: float) -> N:
+        """Return which move this is of all, counted from 0, and note it."""
         known = self._moves.get(request.id)
         if known is None or known[0] != now_s:
             known = self._moves[request.id] = (now_s, self._moved)
             self._moved += 1
-        return targets[known[1] % len(targets)]
+        return known[1]
 
     # -- high priority ----------------------------------------------------------------------
 
@@ -288,39 +317,34 @@ class Ascendra(Policy):
             return Prefill(batch)
         if not view.num_decoding:
             return Wait(until_s) if until_s < inf else None
-        if self.config.order == "basic":
+        if self.basic:
             return Decode(max_steps=1)
-        live = queue.first_live()
-        if live is not None:  # once it is late, another one comes first
-            until_s = min(until_s, queue.latest_start_s(live))
+        until_s = min(until_s, queue.next_late_s())  # then another one comes first
         return Decode(until_s=until_s) if until_s < inf else GO_ON
 
     def _prompts(self, view: View, queue: ValueQueue) -> tuple[list[Request], float]:
         """Return the prompts to run, and when the next one arrives that is on its way."""
         budget = self.max_num_batched_tokens
-        seats = self.max_num_seqs - view.num_running
-        if not self.config.enforce and view.free_blocks >= HARD_SEATS_MEMORY * view.total_blocks:
-            seats = 1 << 60
-        room = view.free_blocks - int(self.config.watermark * view.total_blocks)
-        if not view.running:
-            room = view.free_blocks
+        free = view.free_blocks
+        seats = NO_LIMIT
+        if self.enforce or free < HARD_SEATS_MEMORY * view.total_blocks:
+            seats = self.max_num_seqs - len(view.running)
+        room = free - int(self.watermark * view.total_blocks) if view.running else free
+        size = view.block_size
         batch: list[Request] = []
         until_s = inf
-        for request, here_s in self._arriving(queue, view.now_s):
-            if here_s > view.now_s:
-                until_s = min(until_s, here_s)
-                continue
+        for request in queue.late_last():
+            moved = self._moves.get(request.id)
+            if moved is not None:
+                here_s = moved[0] + self.transfer_s
+                if here_s > view.now_s:
+                    until_s = min(until_s, here_s)
+                    continue
             tokens = request.target_tokens
-            room -= view.blocks_for(tokens)
+            room -= -(-tokens // size)
             if seats <= 0 or room < 0 or (batch and tokens > budget):
                 break
             batch.append(request)
             budget -= tokens
             seats -= 1
         return batch, until_s
-
-    def _arriving(self, queue: ValueQueue, now_s: float) -> Iterator[tuple[Request, float]]:
-        """Yield what waits, the late last, each with the time at which it is here."""
-        for request in queue.late_last(now_s):
-            moved = self._moves.get(request.id)
-            yield request, -inf if moved is None else moved[0] + self.config.transfer_s

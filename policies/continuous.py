@@ -145,6 +145,7 @@ class Continuous(Policy):
         self.queue_scope = config.queue
         self.max_num_seqs: N = config.max_num_seqs
         self.max_num_batched_tokens: N = config.max_num_batched_tokens
+        self.step_tokens = config.max_num_batched_tokens if self.v1 else 0
         self.chunk_limit: N = config.long_prefill_token_threshold or config.max_num_batched_tokens
         self.watermark = config.watermark
         self.count_padded = config.token_count == "padded"
@@ -163,7 +164,7 @@ class Continuous(Policy):
         if not self.v1:
             return self._plan_v0(view)
         decoding = view.num_decoding
-        budget = self.max_num_batched_tokens - decoding
+        budget = self.max_num_batched_tokens - view.decode_tokens
         chunks: list[tuple[Request, N]] = []
         room = view.free_blocks - view.growth_blocks
         for request in view.prefilling.values():
@@ -279,9 +280,9 @@ class Continuous(Policy):
             held = view.blocks_for(request.prefilled)
             spare = 1 + watermark
             if not (view.running or back):
-                spare = view.blocks_for(request.prefilled + 1) - held
+                spare = view.blocks_to_decode(request.prefilled) - held
             if room < held + spare or view.num_running + len(back) >= self.max_num_seqs:
                 break
-            room -= view.blocks_for(request.prefilled + 1)
+            room -= view.blocks_to_decode(request.prefilled)
             back.append(request)
         return back

@@ -77,7 +77,7 @@ class Sarathi(Policy):
     assumes = "nothing; a budget chosen for the TBT bound"
 
     def __init__(self, config: SarathiConfig) -> None:
-        self.max_num_batched_tokens: N = config.max_num_batched_tokens
+        self.max_num_batched_tokens = self.step_tokens = config.max_num_batched_tokens
         self.max_num_seqs: N = config.max_num_seqs
         self.watermark = config.watermark
 
@@ -86,7 +86,7 @@ class Sarathi(Policy):
         if not (view.num_waiting or view.prefilling):
             return GO_ON
         decoding = view.num_decoding
-        budget = self.max_num_batched_tokens - decoding
+        budget = self.max_num_batched_tokens - view.decode_tokens
         chunks: list[tuple[Request, N]] = []
         room = view.free_blocks - view.growth_blocks
         for request in view.prefilling.values():

@@ -165,7 +165,7 @@ class Smdp(Policy):
     - A4 `max_wait_s` is ours: without it the last requests of a finite run would wait for ever.
     - A5 bands, smoothing and hysteresis are ours; before two arrivals the lowest band is used.
       `mean_gap_s` gives one table for exactly that rate, short of load 1. A load beyond the bands
-      gets the nearest, counted (`policy_beyond_bands`).
+      gets the nearest, counted (`policy_below_bands`, `policy_above_bands`).
     - A6 outputs are taken as exponential when the longest of a batch is estimated; powers default
       to an A100-80GB: 400 W in prompts, logistic from 175 to 385 W in decode (Splitwise's and
       vLLM's fleet simulators); they are those of an instance, all its GPUs together.
@@ -208,8 +208,8 @@ class Smdp(Policy):
 
     @property
     def operation_counts(self) -> Mapping[str, N]:  # type: ignore[override]
-        """Arrivals at a load that no table is for."""
-        return {"beyond_bands": self.book.beyond}
+        """Arrivals at a load that no table is for, below or above all of them."""
+        return {"below_bands": self.book.below, "above_bands": self.book.above}
 
     def new_queue(self) -> WaitQueue:
         """Return a queue that sees the arrival rate."""

@@ -130,7 +130,7 @@ class Splitwise(Policy):
 
     def can_accept(self, view: View, request: Request) -> bool:
         """Pull as soon as the KV cache and a token fit."""
-        return view.blocks_for(request.prefilled + 1) <= self._room(view)
+        return view.blocks_to_decode(request.prefilled) <= self._room(view)
 
     def _room(self, view: View) -> N:
         """Return the blocks that what comes in may take."""
@@ -163,11 +163,11 @@ class Splitwise(Policy):
 
     def _prompts(self, view: View, seats: N) -> list[tuple[Request, N]]:
         """Return waiting prompts, whole, while seats, tokens and blocks remain."""
-        budget = self.max_num_batched_tokens - view.num_decoding
+        budget = self.max_num_batched_tokens - view.decode_tokens
         room = self._room(view)
         size = view.block_size
         for head in view.bridge.values():  # the next to be pulled goes first
-            room -= view.blocks_for(head.prefilled + 1)
+            room -= view.blocks_to_decode(head.prefilled)
             break
         chunks: list[tuple[Request, N]] = []
         for request in view.waiting:

@@ -21,8 +21,11 @@ SPLITWISE = "tests/golden/test_golden_splitwise.py"
 BUCKETSERVE = "tests/golden/test_golden_bucketserve.py"
 PREFIX = "tests/golden/test_golden_prefix.py"
 POOL = "tests/properties/test_block_pool.py"
+ATTENTION = "tests/golden/test_golden_attention.py"
 PREFIXES_UNIT = "tests/unit/test_core_prefixes.py"
 ROUTERS_UNIT = "tests/unit/test_core_routers.py"
+ENERGY_UNIT = "tests/unit/test_study_energy.py"
+POWER_UNIT = "tests/unit/test_costs_power.py"
 
 
 @dataclass(frozen=True)
@@ -37,6 +40,28 @@ class Mutation:
 
 
 ENGINE = (
+    # Attention by the batch.
+    Mutation(
+        "whole rows: a line holds a step too long",
+        "sim/core/attention.py",
+        "((slope - slope_fs) * batch) + 1)",
+        "((slope - slope_fs) * batch) + 2)",
+        (ATTENTION,),
+    ),
+    Mutation(
+        "whole rows: the longest leaves, whoever goes",
+        "sim/core/attention.py",
+        "self.remove(request.kv_offset)",
+        "self.offsets.pop()",
+        (ATTENTION,),
+    ),
+    Mutation(
+        "cascade: blocks split off are read by nobody",
+        "sim/core/blocks.py",
+        "rest.readers = piece.readers",
+        "rest.readers = 0",
+        (ATTENTION,),
+    ),
     # One queue for all instances.
     Mutation(
         "shared queue: seen by who has planned already",
@@ -64,8 +89,8 @@ ENGINE = (
     Mutation(
         "fused span one step too long",
         "sim/core/instance.py",
-        "limit = heap[0][0] - self.steps",
-        "limit = heap[0][0] - self.steps + 1",
+        "limit = ends - self.steps\n",
+        "limit = ends - self.steps + 1\n",
         (STEPS,),
     ),
     Mutation(
@@ -85,8 +110,8 @@ ENGINE = (
     Mutation(
         "arrival at a step's end is a step late",
         "sim/core/instance.py",
-        "steps_to_cover(now - self.start_fs, self.first_fs, self.increment_fs) + self.lag",
-        "steps_to_cover(now - self.start_fs + 1, self.first_fs, self.increment_fs) + self.lag",
+        "self._end_span_after(self.steps_by(now) + self.lag)",
+        "self._end_span_after(self.steps_by(now + 1) + self.lag)",
         (STEPS,),
     ),
     Mutation(
@@ -127,8 +152,8 @@ ENGINE = (
     Mutation(
         "horizon counts the step under way",
         "sim/core/instance.py",
-        "self.first_fs, self.increment_fs) - 1\n        if steps > 0:",
-        "self.first_fs, self.increment_fs)\n        if steps > 0:",
+        "steps = self.steps_by(now) - 1\n        if steps > 0:",
+        "steps = self.steps_by(now)\n        if steps > 0:",
         (LEAVING,),
     ),
     Mutation(
@@ -149,8 +174,8 @@ ENGINE = (
     Mutation(
         "ahead: an arrival ends the span a step late",
         "sim/core/instance.py",
-        "self.first_fs, self.increment_fs) + self.lag\n",
-        "self.first_fs, self.increment_fs) + 2 * self.lag\n",
+        "self._end_span_after(self.steps_by(now) + self.lag)",
+        "self._end_span_after(self.steps_by(now) + 2 * self.lag)",
         (ASYNC,),
     ),
     Mutation(
@@ -227,8 +252,8 @@ ENGINE = (
     Mutation(
         "KV growth looked up a step late",
         "sim/core/instance.py",
-        "self.free_blocks -= self.phases[-self.steps % self.block_size]",
-        "self.free_blocks -= self.phases[(-self.steps - 1) % self.block_size]",
+        "self.free_blocks -= self.phases[-self.steps % self.period]",
+        "self.free_blocks -= self.phases[(-self.steps - 1) % self.period]",
         (PREEMPTION,),
     ),
     Mutation(
@@ -363,7 +388,7 @@ ENGINE = (
     Mutation(
         "transfers take no time",
         "sim/core/links.py",
-        "work = self.latency_fs + size_bytes / self.bytes_per_s * FS_PER_S",
+        "work = self.latency_fs + size / self.bytes_per_s * FS_PER_S",
         "work = 0.0",
         (TRANSFER,),
     ),
@@ -563,5 +588,34 @@ ENGINE = (
         "and busiest > limits.balance_rel_threshold * idlest.outstanding",
         "and busiest > 1 << 62",
         (ROUTERS_UNIT,),
+    ),
+    # Energy.
+    Mutation(
+        "energy: busy GPUs idle as well",
+        "sim/study/statistics/energy.py",
+        "instance.gpus * up_s - instance.busy_gpus * busy_s",
+        "instance.gpus * up_s",
+        (ENERGY_UNIT,),
+    ),
+    Mutation(
+        "energy: the cache does not grow within a span",
+        "sim/study/statistics/energy.py",
+        "moved[row] + k * (batch * instance.kv_token_bytes)[row]",
+        "moved[row]",
+        (ENERGY_UNIT,),
+    ),
+    Mutation(
+        "energy: an instance that is down draws idle power",
+        "sim/study/statistics/energy.py",
+        "up_s = max(duration_s - float(down_s), 0.0)",
+        "up_s = duration_s",
+        (ENERGY_UNIT,),
+    ),
+    Mutation(
+        "a power cap slows no mixed step",
+        "sim/costs/capped.py",
+        "if demand_mw <= self.cap_mw:",
+        "if demand_mw <= self.cap_mw or batch:",
+        (POWER_UNIT,),
     ),
 )

@@ -11,6 +11,10 @@ DEADLINE = "tests/golden/test_golden_deadline.py"
 UELLM = "tests/golden/test_golden_uellm.py"
 ASCENDRA = "tests/golden/test_golden_ascendra.py"
 ASCENDRA_UNIT = "tests/unit/test_policy_ascendra.py"
+COSINE_UNIT = "tests/unit/test_policy_cosine.py"
+ACCEPTANCE_UNIT = "tests/unit/test_core_acceptance.py"
+SPECULATIVE_COSTS = "tests/unit/test_costs_speculative.py"
+VALUES = "tests/unit/test_parts_values.py"
 SMDP_UNIT = "tests/unit/test_policy_smdp.py"
 SMDP_SOLVER = "tests/unit/test_parts_smdp.py"
 MIDPOINTS = "tests/unit/test_parts_buckets.py"
@@ -48,7 +52,7 @@ POLICIES = (
     Mutation(
         "v1 chunk budget forgets the decodes",
         "policies/continuous.py",
-        "budget = self.max_num_batched_tokens - decoding",
+        "budget = self.max_num_batched_tokens - view.decode_tokens",
         "budget = self.max_num_batched_tokens",
         (STEPS,),
     ),
@@ -163,16 +167,44 @@ POLICIES = (
     Mutation(
         "ascendra: risks during the step are not seen",
         "policies/ascendra.py",
-        "request.deadline_s < due_s + step_s",
+        "request.deadline_s < after_s",
         "request.deadline_s < due_s",
         (ASCENDRA_UNIT,),
     ),
     Mutation(
         "ascendra: a move takes no time",
         "policies/ascendra.py",
-        "moved[0] + self.config.transfer_s",
+        "moved[0] + self.transfer_s",
         "moved[0]",
         (ASCENDRA,),
+    ),
+    Mutation(
+        "ascendra: whose prompt is taken moves, too",
+        "policies/ascendra.py",
+        "[request for request in late if request.id not in taken]",
+        "late",
+        (ASCENDRA_UNIT,),
+    ),
+    Mutation(
+        "ascendra: nobody is looked at when some prompts are taken",
+        "policies/ascendra.py",
+        "view.num_waiting > len(chunks)",
+        "not chunks",
+        (ASCENDRA_UNIT,),
+    ),
+    Mutation(
+        "ascendra: the late stay where they are in order of length",
+        "policies/parts/values.py",
+        "self._parted_s = self.now_s",
+        "pass",
+        (VALUES,),
+    ),
+    Mutation(
+        "the queue by key: entries of the key itself",
+        "sim/types/queues.py",
+        "range(bisect_right(piece, above, key=_KEY), len(piece))",
+        "range(bisect_left(piece, above, key=_KEY), len(piece))",
+        (VALUES, "tests/unit/test_types_queues.py"),
     ),
     Mutation(
         "a moved request is still counted where it was",
@@ -180,5 +212,26 @@ POLICIES = (
         "            target.enqueue(request, now)",
         "            target.enqueue(request, now)\n            self.outstanding += 1",
         (ASCENDRA,),
+    ),
+    Mutation(
+        "cosine: nobody untried ever drafts",
+        "policies/parts/drafter_routing.py",
+        "explores = untried and last < self._explore_below",
+        "explores = untried and last < 0",
+        (COSINE_UNIT,),
+    ),
+    Mutation(
+        "acceptance: a request's texts are as easy as any other's",
+        "sim/core/acceptance.py",
+        "odds = odds * np.exp(shift)",
+        "odds = odds * np.exp(0 * shift)",
+        (ACCEPTANCE_UNIT,),
+    ),
+    Mutation(
+        "the model's own row of a verification is free",
+        "sim/costs/model.py",
+        "piece = self._build_pieces(batch, batch * (drafts + 1))",
+        "piece = self._build_pieces(batch, batch * drafts)",
+        (SPECULATIVE_COSTS,),
     ),
 )

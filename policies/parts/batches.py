@@ -94,8 +94,8 @@ class BatchFormer:
         limit = min(safe, self.max_tokens)
         rows = min(self.max_size, max_rows)
         batch: list[Request] = []
-        longest = total = count = 0
-        for entry in queue.candidates():
+        longest = total = 0
+        for count, entry in enumerate(queue.candidates()):
             request = entry[4]
             tokens = request.target_tokens
             if tokens > longest:
@@ -106,7 +106,6 @@ class BatchFormer:
             if need > budget or room < 0 or count == rows:
                 break
             batch.append(request)
-            count += 1
             budget = limit
         return batch
 

@@ -20,7 +20,7 @@ def can_pull(view: View, request: Request, ready_threshold: float) -> bool:
     """Pull while pulled prompts hold less than `ready_threshold` of the blocks and it fits."""
     if view.ready_blocks >= ready_threshold * view.total_blocks:
         return False
-    return view.blocks_for(request.prefilled + 1) <= view.free_blocks - view.growth_blocks
+    return view.blocks_to_decode(request.prefilled) <= view.free_blocks - view.growth_blocks
 
 
 def swap_last(view: View) -> Preemption:
@@ -61,13 +61,15 @@ def next_step(view: View, batch: Sequence[Request], max_num_seqs: N, padded: boo
     if not (batch or view.ready or view.swapped):
         return GO_ON if view.num_decoding else None
     seats = max_num_seqs - len(view.running)
-    if seats > 0 and view.swapped:
+    if seats <= 0:
+        return GO_ON if view.num_decoding else None
+    if view.swapped:
         back = _swap_in(view, seats)
         if back:
             return Decode(swap_in=back)
-    elif seats > 0 and batch:
+    elif batch:
         return Prefill(batch, padded)
-    if seats > 0 and view.ready:
+    if view.ready:
         behind = bool(view.swapped or view.num_waiting)
         if not behind or not view.num_decoding:
             return Decode(admit=list(view.ready.values())[:seats], at_once=not behind)
@@ -78,7 +80,7 @@ def _swap_in(view: View, seats: N) -> list[Request]:
     room = view.free_blocks - view.growth_blocks
     back: list[Request] = []
     for request in view.swapped.values():
-        room -= view.blocks_for(request.prefilled + 1)
+        room -= view.blocks_to_decode(request.prefilled)
         if room < 0 or len(back) == seats:
             break
         back.append(request)

@@ -206,9 +206,10 @@ class Bands:
             return band
         return min(max(round(min(place, self.count)), 0), self.count - 1)
 
-    def beyond(self, load: float) -> bool:
-        """Whether a load is nearer to none of the bands than half the distance between two."""
-        return abs(load * (self.count + 1) - (self.count + 1) / 2) > self.count / 2
+    def beyond(self, load: float) -> N:
+        """Return -1, 1: a load is below, above all bands by more than half of their distance."""
+        place = load * (self.count + 1)
+        return (place > self.count + 0.5) - (place < 0.5)
 
     def table(self, band: N) -> Table:
         """Return the table of a band."""
@@ -238,8 +239,14 @@ class TableBook:
         self.bands = bands
         self.smoothing = smoothing
         self.gap_s = gap_s
-        self.beyond: N = 0
-        """Arrivals at a load that no band is near to."""
+        self.below: N = 0
+        """Arrivals at a load that is below all bands: the lowest one's table is used."""
+        self.above: N = 0
+
+    def count(self, beyond: N) -> None:
+        """Count an arrival by where its load lies (`Bands.beyond`)."""
+        self.below += beyond < 0
+        self.above += beyond > 0
 
     def bands_of(self, cost: CostModel) -> Bands:
         """Return the tables of an instance."""
@@ -282,7 +289,7 @@ class RatedQueue(Fifo):
         """Move to the band of the rate as it is now."""
         bands = self.bands(cost)
         load = bands.law.load(1.0 / self.gap_s) if self.gap_s > 0 else 1.0
-        self.book.beyond += bands.beyond(load)
+        self.book.count(bands.beyond(load))
         band = bands.next_band(load, self.band)
         if band != self.band:
             self.band = band
@@ -301,7 +308,7 @@ class RatedQueue(Fifo):
             rate = 1.0 / self.book.gap_s if self.book.gap_s else 0.0
             if bands.law.load(rate) >= 1.0:  # no table is for that: the highest band's
                 self.band = bands.count - 1
-                self.book.beyond += 1
+                self.book.count(1)
             elif rate:
                 self._table = bands.solver.table(bands.law, rate)
                 return self._table

@@ -30,7 +30,7 @@ class Piece:
     share. Blocks count from the start of the prompt.
     """
 
-    __slots__ = ("after", "ahead", "before", "heads", "hi", "lo", "node", "refs", "rest")
+    __slots__ = ("after", "ahead", "before", "heads", "hi", "lo", "node", "readers", "refs", "rest")
 
     def __init__(self, node: N, lo: N, hi: N, refs: N) -> None:
         self.node = node
@@ -38,6 +38,8 @@ class Piece:
         self.hi = hi
         self.refs = refs
         """Requests that hold it; with none it stands in the free list."""
+        self.readers: N = 0
+        """Those of them that decode, where somebody counts them (`sim.core.attention`)."""
         self.before = self.after = self
         """Neighbours in the free list."""
         self.ahead: N = 0
@@ -130,6 +132,7 @@ class BlockPool(PrefixCache):
     def split(self, piece: Piece, at: N) -> Piece:
         """Cut a piece in two before block `at`, which changes nothing; return the rear one."""
         rest = Piece(piece.node, at, piece.hi, piece.refs)
+        rest.readers = piece.readers
         rest.rest, piece.rest = piece.rest, rest
         piece.hi = at
         if not piece.refs:  # the rear one is freed first
@@ -301,15 +304,21 @@ class BlockPool(PrefixCache):
         if first:
             self._let_go(request)
 
-    def _let_go(self, request: Request) -> None:
-        """Give up the shared blocks of a request, the last first."""
+    def held_by(self, request: Request) -> list[Piece]:
+        """Return the shared blocks of a request, the first first."""
         held: list[Piece] = []
-        for piece, hi in self.holding.pop(request.id):
-            piece.heads -= 1
+        for piece, hi in self.holding.get(request.id, ()):
             held.append(piece)
             while piece.hi < hi and piece.rest is not None:
                 piece = piece.rest
                 held.append(piece)
+        return held
+
+    def _let_go(self, request: Request) -> None:
+        """Give up the shared blocks of a request, the last first."""
+        held = self.held_by(request)
+        for piece, _ in self.holding.pop(request.id):
+            piece.heads -= 1
         for piece in reversed(held):
             piece.refs -= 1
             if not piece.refs:

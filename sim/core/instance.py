@@ -140,14 +140,12 @@ class Instance(Seats):
             self.executor.look()
         if self.activity == STEPPING:
             self._settle(now, self.n_steps)
-            self.activity = IDLE
             if self.inbox is not None:
                 last_fs = self.first_fs + self.increment_fs * (self.n_steps - 1)
                 self.inbox.formed_fs = now - last_fs
-        elif self.activity != IDLE:
-            if self.static is not None and not self.static.advance(now):
-                return
-            self.activity = IDLE
+        elif self.static is not None and not self.static.advance(now):
+            return
+        self.activity = IDLE
         if self.aborts:
             for request in self.aborts:
                 self.apply_abort(request, now)
@@ -178,9 +176,7 @@ class Instance(Seats):
                 self.timer.at(now)
         elif self.activity == STEPPING and self.n_steps > 1 and not self.cut:
             self.cut = True
-            self._end_span_after(
-                steps_to_cover(now - self.start_fs, self.first_fs, self.increment_fs) + self.lag
-            )
+            self._end_span_after(self.steps_by(now) + self.lag)
 
     def bridged(self, now: int) -> None:
         """A prefilled request has joined the bridge: pull when the step under way ends.
@@ -190,11 +186,10 @@ class Instance(Seats):
         if self.activity != STEPPING or not self.pulls_within or self.cut:
             self.wake(now)
             return
-        step = steps_to_cover(now - self.start_fs, self.first_fs, self.increment_fs)
+        step = self.steps_by(now)
         if step < self.n_steps:
             self.pull_step = step
-            self.pull_fs = self.start_fs + step * self.first_fs
-            self.pull_fs += self.increment_fs * (step * (step - 1) // 2)
+            self.pull_fs = self.start_fs + self.span_fs(step)
             self.timer.at(self.pull_fs)
 
     def _pull_within(self, now: int) -> bool:
@@ -237,9 +232,9 @@ class Instance(Seats):
         if self.activity != STEPPING:
             return 0
         ended = self.start_fs
-        steps = steps_to_cover(now - self.start_fs, self.first_fs, self.increment_fs) - 1
+        steps = self.steps_by(now) - 1
         if steps > 0:
-            ended += steps * self.first_fs + self.increment_fs * (steps * (steps - 1) // 2)
+            ended += self.span_fs(steps)
             self._settle(ended, steps)
         return now - ended
 
@@ -274,8 +269,15 @@ class Instance(Seats):
         """Decode steps that have ended before `now` and are not accounted for yet."""
         if self.activity != STEPPING or not self.batch:
             return 0
-        ended = steps_to_cover(now - self.start_fs, self.first_fs, self.increment_fs) - 1
-        return max(ended - self.settled, 0)
+        return max(self.steps_by(now) - 1 - self.settled, 0)
+
+    def steps_by(self, now: int) -> N:
+        """Steps of the span under way, at least one, after which it is `now` or later."""
+        return steps_to_cover(now - self.start_fs, self.first_fs, self.increment_fs)
+
+    def span_fs(self, steps: N) -> int:
+        """What the first `steps` steps of the span under way last, in femtoseconds."""
+        return steps * self.first_fs + self.increment_fs * (steps * (steps - 1) // 2)
 
     # -- deciding ---------------------------------------------------------------------------
 
@@ -299,9 +301,7 @@ class Instance(Seats):
                     self.move(plan.move, now)
                 took_time = self._chunked(plan.chunks, plan.decode, False, now)
             elif isinstance(plan, Prefill):
-                chunks: list[tuple[Request, N]] = []
-                for request in plan.requests:
-                    chunks.append((request, request.target_tokens - request.prefilled))
+                chunks = [(r, r.target_tokens - r.prefilled) for r in plan.requests]
                 if self.sim.charges_overhead:
                     self.delay_fs += to_fs(self.policy.overhead_s(self))
                 padded = self.padding == "batch" or (plan.padded and self.padding == "policy")
@@ -352,7 +352,7 @@ class Instance(Seats):
                 return False
         if single:
             self.change_batch(plan, now)
-        if self.phases[-self.steps % self.block_size] > self.free_blocks:
+        if self.phases[-self.steps % self.period] > self.free_blocks:
             self.make_room([], True, now)
             single = True
         if not self.num_decoding:
@@ -372,16 +372,14 @@ class Instance(Seats):
         self._launch_decode(now, limit)
         self.pulls_within = limit > 1 and not plan.bounded
         if plan.until_s is not None and self.n_steps > 1:
-            self._end_span_after(
-                steps_to_cover(to_fs_ceil(plan.until_s) - now, self.first_fs, self.increment_fs)
-            )
+            self._end_span_after(self.steps_by(to_fs_ceil(plan.until_s)))
         return True
 
     def _launch_decode(self, now: int, limit: N) -> bool:
         """Start up to `limit` steps of the present batch; True: that takes time."""
         batch = self.num_decoding
         kv = self.kv_tokens
-        piece = self.cost.decode(batch)
+        piece = (self.batch_cost or self.cost).decode(batch)
         while kv >= piece.kv_end and piece.next is not None:
             piece = piece.next
         first = piece.base_fs + piece.slope_fs * kv
@@ -423,10 +421,7 @@ class Instance(Seats):
                 self._note_stalls(now, batch)
             elif self.joiners:
                 self._note_joiners(now)
-        duration = first
-        if steps > 1:
-            duration = steps * first + increment * (steps * (steps - 1) // 2)
-        self.end_fs = now + duration
+        self.end_fs = now + (first if steps == 1 else self.span_fs(steps))
         timer = self.timer
         if COMPILED:
             timer.at(self.end_fs)
@@ -437,8 +432,7 @@ class Instance(Seats):
         """Let the span under way end earlier, if `steps` is less than it has."""
         if steps < self.n_steps:
             self.n_steps = steps
-            self.end_fs = self.start_fs + steps * self.first_fs
-            self.end_fs += self.increment_fs * (steps * (steps - 1) // 2)
+            self.end_fs = self.start_fs + self.span_fs(steps)
             self.timer.at(self.end_fs)
 
     def _note_stalls(self, now: int, batch: N) -> None:
@@ -466,13 +460,13 @@ class Instance(Seats):
         self, chunks: Sequence[tuple[Request, N]], decode: bool, padded: bool, now: int
     ) -> bool:
         """Run one step with prompt chunks (and, with `decode`, the decoding batch)."""
-        growth = self.phases[-self.steps % self.block_size] if decode else 0
+        growth = self.phases[-self.steps % self.period] if decode else 0
         if (growth > self.free_blocks or self.prefilling) and (
             self.running_need(chunks, decode) > self.free_blocks
         ):
             chunks = list(chunks)
             self.make_room(chunks, decode, now)
-            growth = self.phases[-self.steps % self.block_size] if decode else 0
+            growth = self.phases[-self.steps % self.period] if decode else 0
         if not chunks:
             return decode and self.num_decoding > 0 and self._launch_decode(now, 1)
         if self.pool is not None and not padded:
@@ -516,7 +510,7 @@ class Instance(Seats):
             quad = count * longest * longest
         self.padded_tokens = charged
         self.extrapolated = self.cost.extrapolates(charged, batch)
-        first = self.cost.step(count, charged, context, quad, batch, kv)
+        first = (self.batch_cost or self.cost).step(count, charged, context, quad, batch, kv)
         if self.executor is not None:
             first = self.executor.step(chunks, self.decoding() if batch else (), padded)
         self._launch(now, 1, first + self.delay_fs, 0, batch)
@@ -557,11 +551,8 @@ class Instance(Seats):
                 self.odd_waits = []
         if chunks:
             self._end_chunks(now)
-        if not batch:
-            return
         heap = self.finishing
-        steps = self.steps
-        while heap and heap[0][0] <= steps:
+        while batch and heap and heap[0][0] <= self.steps:
             _, seq, request = heappop(heap)
             if request.seq == seq:
                 self.quit(request)
@@ -575,7 +566,7 @@ class Instance(Seats):
         """Let the batch have grown until the end of the span's step `step` (from 1)."""
         steps = step - self.settled
         if steps == 1:
-            self.free_blocks -= self.phases[-self.steps % self.block_size]
+            self.free_blocks -= self.phases[-self.steps % self.period]
         elif steps:
             self.free_blocks -= self.growth_over(steps)
         self.settled = step

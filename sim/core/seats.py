@@ -11,6 +11,7 @@ import abc
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from sim.core.attention import BatchCost
 from sim.core.blocks import BlockPool
 from sim.core.loop import heappush
 from sim.core.records import StepLog
@@ -37,6 +38,7 @@ class Seats(View):
     """A `View` with the bookkeeping behind it."""
 
     __slots__ = (
+        "batch_cost",
         "delay_fs",
         "executor",
         "finishing",
@@ -74,6 +76,8 @@ class Seats(View):
             spec.total_swap_blocks,
         )
         self.spec = spec
+        self.batch_cost: BatchCost | None = None
+        """Prices steps in place of `cost`, where the batch matters and not only its sums."""
         self.policy = policy
         self.pool: BlockPool | None = None
         """What of the KV cache can be found again; None: nothing."""
@@ -198,7 +202,7 @@ class Seats(View):
         self.paused.clear()
         self.finishing.clear()
         self.joiners.clear()
-        self.phases = [0] * self.block_size
+        self.phases = [0] * self.period
         self.num_decoding = self.kv_tokens = self.partial_tokens = 0
         self.delay_fs = to_fs(self.sim.settings.first_step_s)
         self.preempting = self.preempted_last_step = False
@@ -253,9 +257,11 @@ class Seats(View):
         request.decode_instance = self.id
         self.joins += 1
         request.seq = self.joins
-        self.phases[offset % self.block_size] += 1
+        self.phases[offset % self.period] += 1
         self.kv_tokens += cached
         self.num_decoding += 1
+        if self.batch_cost is not None:
+            self.batch_cost.join(request)
         self.joiners.append(request)
         left = self.output_len[request.id] - request.emitted
         heappush(self.finishing, (steps + left, request.seq, request))
@@ -268,6 +274,8 @@ class Seats(View):
 
     def quit(self, request: Request) -> N:
         """Take a request out of the decoding batch; return the tokens it caches."""
+        if self.batch_cost is not None:
+            self.batch_cost.quit(request)
         steps = self.steps
         offset = request.kv_offset
         cached = offset + steps
@@ -278,7 +286,7 @@ class Seats(View):
             request.last_token_fs = self.last_emit_fs
         request.held_blocks = -(-cached // self.block_size)
         request.seq = -1
-        self.phases[offset % self.block_size] -= 1
+        self.phases[offset % self.period] -= 1
         self.kv_tokens -= cached
         self.num_decoding -= 1
         return cached
@@ -319,8 +327,8 @@ class Seats(View):
             self.release(request)
             self.sim.leave(request, self, -1, request.emitted)
             return
-        target: Instance | None = None
-        if self.sim.cluster.decode or self.policy.places_decode:
+        target = self.sim.decoder
+        if target is None and (self.sim.cluster.decode or self.policy.places_decode):
             target = self.decode_place(request)
             if target is self:
                 self.join(request, request.target_tokens)
@@ -453,7 +461,7 @@ class Seats(View):
 
     def running_need(self, chunks: Sequence[tuple[Request, N]], decode: bool) -> N:
         """Blocks that requests already running need for the next step."""
-        need = self.phases[-self.steps % self.block_size] if decode else 0
+        need = self.phases[-self.steps % self.period] if decode else 0
         for request, tokens in chunks:
             if request.state == PREFILLING:
                 need += self.blocks_for(request.prefilled + tokens) - request.held_blocks

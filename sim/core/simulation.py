@@ -12,6 +12,7 @@ import numpy as np
 import simpy
 
 from sim.core.arrivals import Arrivals, ClosedArrivals, OpenArrivals
+from sim.core.attention import price_by_batch
 from sim.core.failures import Failures
 from sim.core.inbox import check_ahead
 from sim.core.instance import Instance
@@ -34,6 +35,7 @@ from sim.core.routers import make_router
 from sim.core.seats import Seats
 from sim.core.shared_queue import SharedQueue
 from sim.core.spec import InstanceSpec, Settings
+from sim.core.speculation import SpeculativeInstance, speculation_counts
 from sim.types import (
     FS_PER_S,
     BadInput,
@@ -180,15 +182,22 @@ class Simulation:
         self.pipelines: dict[N, Pipeline] = {}
         one = len(specs) == 1 and settings.outages is None
         self.shared = None if one else self._new_shared_queue()
-        self.instances = [Instance(i, s, policy, self, self.env) for i, s in enumerate(specs)]
+        self.rounds_done: dict[N, N] = {}
+        """Rounds of speculation that requests outside a decoding batch have had."""
+        make = Instance if settings.speculation is None else SpeculativeInstance
+        self.instances = [make(i, s, policy, self, self.env) for i, s in enumerate(specs)]
+        for instance in self.instances:
+            price_by_batch(instance)
         _check_roles([i.role for i in self.instances])
         self.queues = [i.waiting for i in self.instances if i.shared is None]
         """Each queue once."""
         if self.shared is not None:
             self.shared.members = [i for i in self.instances if i.shared is not None]
             self.queues.append(self.shared.queue)
-        self.only = self.instances[0] if one else None
-        """The instance that takes every request."""
+        self.entry = self.instances[0] if one else self._lone(policy, False)
+        """The instance that takes every arrival; None if somebody chooses."""
+        self.decoder = self._lone(policy, True)
+        """The instance where every prefilled request decodes; None if somebody chooses."""
         self.tells = policy.places_decode
         self._set_limits()
         self.cluster = Cluster(
@@ -226,6 +235,20 @@ class Simulation:
         self.charges_overhead: bool = declared.charges_overhead
         self.monitor_period_s: float = declared.monitor_period_s
         self.monitor_delay_s: float = declared.monitor_delay_s
+        self.step_tokens: N = declared.step_tokens
+
+    def _lone(self, policy: Policy, decodes: bool) -> Instance | None:
+        """Return the only instance for arrivals or after prefills; None if it is chosen or fails.
+
+        No router has a choice then: it need not be asked.
+        """
+        chosen: Any = policy
+        if self.settings.outages is not None or self.shared is not None or policy.places_decode:
+            return None
+        if type(chosen).route is not Policy.route or "route" in getattr(chosen, "__dict__", ()):
+            return None
+        found = [i for i in self.instances if (i.role == "decode") == decodes]
+        return found[0] if len(found) == 1 else None
 
     def _set_limits(self) -> None:
         """Find the longest prompt + output: where decoding is, on any instance, on all."""
@@ -312,7 +335,7 @@ class Simulation:
             return
         if self.annotate:
             self._annotate(request, row)
-        instance = self.only
+        instance = self.entry
         if instance is None:
             if self.shared is not None:
                 self.shared.arrive(request, now)
@@ -325,9 +348,9 @@ class Simulation:
                     if self.aborts is not None:
                         self.aborts.watch(request)
                     return
-            if total > self.shortest and not self.takes(request, instance):
-                self.reject(request, None)
-                return
+        if total > self.shortest and not self.takes(request, instance):
+            self.reject(request, None)
+            return
         instance.enqueue(request, now)
         if self.aborts is not None:
             self.aborts.watch(request)
@@ -472,6 +495,7 @@ class Simulation:
         if pools:
             counts["prefix_recomputed_tokens"] = sum([p.recomputed_tokens for p in pools])
             counts["prefix_recovered_tokens"] = sum([p.recovered_tokens for p in pools])
+        counts |= speculation_counts(self.instances)
         for direction in ("out", "in"):
             counts[f"swap_{direction}_blocks"] = sum(s[4] for s in swaps if s[5] == direction)
         described = [

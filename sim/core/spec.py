@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from bisect import bisect_right
+from collections.abc import Callable, Mapping, Sequence
+from typing import Final
 
+from sim.core.acceptance import Acceptance
+from sim.core.attention import Ctas
+from sim.core.drafting import Controller
 from sim.core.executor import Executor
 from sim.core.misses import MissLimit
 from sim.core.outages import Outages
 from sim.core.predictors import LengthPredictor
 from sim.core.routers import PrefixRouting
-from sim.types import CostModel, N
+from sim.types import BadInput, CostModel, N
+
+MOST_DRAFTS: Final = 64
+"""Tokens a request drafts in a round, at most."""
 
 
 class InstanceSpec:
@@ -28,6 +36,8 @@ class InstanceSpec:
         stages: pipeline stages that the lanes share.
         gpu: name, for reports.
         tp: tensor-parallel degree, for reports.
+        ctas: attention is dealt out to them in whole rows; None: evenly, as in the fit.
+        cascade_attention: decodes read blocks that they share once (`enable_prefix_caching`).
     """
 
     def __init__(
@@ -45,6 +55,8 @@ class InstanceSpec:
         stages: N = 1,
         gpu: str = "",
         tp: N = 1,
+        ctas: Ctas | None = None,
+        cascade_attention: bool = False,
     ) -> None:
         self.cost = cost
         self.total_blocks = total_blocks
@@ -59,6 +71,54 @@ class InstanceSpec:
         self.stages = stages
         self.gpu = gpu
         self.tp = tp
+        self.ctas = ctas
+        self.cascade_attention = cascade_attention
+
+
+class Speculation:
+    """Speculative decoding of a run.
+
+    Args:
+        k_max: most tokens a request drafts in a round.
+        table: from a batch size on -> K of its requests, 0 to `k_max`; nothing is drafted below the
+            first entry.
+        acceptance: what the target accepts, of up to `k_max` tokens.
+        control: makes what chooses K while the run goes on, for the prices of an instance; the
+            table is its upper bound. None: the table decides.
+
+    Raises:
+        BadInput: a number is out of range.
+    """
+
+    def __init__(
+        self,
+        k_max: N,
+        table: Mapping[N, N],
+        acceptance: Acceptance,
+        control: Callable[[CostModel], Controller] | None = None,
+    ) -> None:
+        if not 0 <= k_max <= MOST_DRAFTS:
+            raise BadInput(f"speculation: k_max {k_max}: expected 0 to {MOST_DRAFTS} tokens")
+        for batch, drafts in table.items():
+            if batch < 1 or not 0 <= drafts <= k_max:
+                raise BadInput(
+                    f"speculation: batch {batch}: {drafts} tokens; expected batches of 1 and more, "
+                    f"and 0 to {k_max} tokens"
+                )
+        self.k_max = k_max
+        self.acceptance = acceptance
+        self.control = control
+        self._batches = sorted(table)
+        self._drafts = [table[batch] for batch in self._batches]
+
+    def k_by_batch(self, batch: N) -> N:
+        """Return how many tokens each of `batch` requests drafts."""
+        at = bisect_right(self._batches, batch)
+        return self._drafts[at - 1] if at else 0
+
+    def new_control(self, cost: CostModel) -> Controller | None:
+        """Return what chooses K of an instance with these prices; None: nothing does."""
+        return None if self.control is None else self.control(cost)
 
 
 class Settings:
@@ -96,6 +156,7 @@ class Settings:
             longer.
         first_token: `prefill` (the first token leaves when the prompt is done) or `decode` (the
             decode instance emits it after the transfer and one step, as vLLM's P/D proxy does).
+        speculation: drafts tokens and verifies them, several a step; None: a token a step.
         loop: event loop: `fast`, or `simpy` for the stock one; identical records.
         enable_prefix_caching: blocks can be found again by requests that begin alike, and by those
             that were preempted.
@@ -131,9 +192,12 @@ class Settings:
         executor: Executor | None = None,
         misses: MissLimit | None = None,
         outages: Outages | None = None,
+        speculation: Speculation | None = None,
         loop: str = "fast",
     ) -> None:
         _check(executor, fuse_steps, async_scheduling, enable_prefix_caching, outages)
+        if speculation is not None and (executor is not None or async_scheduling):
+            raise ValueError("speculation: not with an executor, nor with async_scheduling")
         self.fuse_steps = fuse_steps
         self.padding = padding
         self.router = router
@@ -161,6 +225,7 @@ class Settings:
         self.executor = executor
         self.misses = misses
         self.outages = outages
+        self.speculation = speculation
         self.loop = loop
 
     def padded(self, wanted: bool) -> bool:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
+from sim.core.attention import whole_rows
 from sim.core.records import PACK_STATIC_DECODE, PACK_STEP, STATIC_DECODE, STATIC_PREFILL
 from sim.types import FS_PER_S, N, Request, RunToCompletion
 from sim.types.request import WAITING
@@ -45,6 +46,8 @@ class StaticBatch:
         self.rows = [(left, self.requests[i], self.lens[i]) for left, i in order]
         """(decode steps to the last token, request, charged prompt length), first to end first."""
         self.kv: N = sum(self.lens)
+        self.split = whole_rows(instance, self.lens)
+        """Prices steps if attention computes whole rows; None: the instance's cost model does."""
         self.done: N = 0
         """Decode steps logged."""
         self.ended: N = 0
@@ -112,7 +115,11 @@ class StaticBatch:
         """Start with the prefill; go on at once if nothing outside can look in."""
         instance = self.instance
         quad = sum([n * n for n in self.lens])
-        duration = instance.cost.step(len(self.lens), self.kv, self.kv, quad, 0, 0)
+        if self.split is None:
+            duration = instance.cost.step(len(self.lens), self.kv, self.kv, quad, 0, 0)
+        else:
+            rows = [(length, length) for length in self.lens]
+            duration = self.split.prompts(rows, self.kv, self.kv, quad, 0, 0, 0)
         if instance.executor is not None:
             chunks = [(r, r.target_tokens) for r in self.requests]
             duration = instance.executor.step(chunks, (), self.padded)
@@ -162,12 +169,16 @@ class StaticBatch:
             while ended < count and rows[ended][0] <= done:
                 if self.skip:
                     kv -= rows[ended][2] + done
+                    if self.split is not None:
+                        self.split.remove(rows[ended][2])
                 ended += 1
             if done >= self.last:
                 break
             if self.skip or not charged:
                 charged = count - ended if self.skip else count
                 piece = instance.cost.decode(charged)
+            if self.split is not None:
+                piece = self.split.at(charged, kv, done)
             while kv >= piece.kv_end and piece.next is not None:
                 piece = piece.next
             steps = 1

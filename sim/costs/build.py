@@ -15,7 +15,7 @@ from sim.costs.memory import (
 )
 from sim.costs.model import NO_HOST, StepCost
 from sim.costs.profile import HostTerm, Profile
-from sim.types import BadInput
+from sim.types import BadInput, CostModel
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class InstanceCost:
         notes: what the reader of any output must be told.
     """
 
-    cost: StepCost
+    cost: CostModel
     profile: Profile
     num_gpu_blocks: int
     block_size: int

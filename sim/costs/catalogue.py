@@ -10,6 +10,7 @@ from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from sim.costs.shipped import read_shipped
 from sim.types import BadInput
 
 DTYPE_BYTES = {"fp16": 2, "bf16": 2, "fp32": 4}
@@ -104,6 +105,7 @@ class Gpu(_Entry):
     peak_flops_per_s: float = Field(gt=0, description="dense bf16, fp32 accumulation")
     nvlink_bytes_per_s: float | None = Field(gt=0, description="per direction; null: none")
     pcie_bytes_per_s: float = Field(gt=0, description="per direction")
+    sms: int | None = Field(gt=0, description="streaming multiprocessors; null: no GPU")
 
     @property
     def link_bytes_per_s(self) -> float:
@@ -124,13 +126,13 @@ def gpu_named(name: str) -> Gpu:
 @cache
 def models() -> dict[str, Model]:
     """Return the models of the catalogue by name."""
-    return {name: Model(name=name, **entry) for name, entry in _read("models").items()}
+    return {name: Model(name=name, **entry) for name, entry in read_entries("models").items()}
 
 
 @cache
 def gpus() -> dict[str, Gpu]:
     """Return the GPUs of the catalogue by name."""
-    return {name: Gpu(name=name, **entry) for name, entry in _read("gpus").items()}
+    return {name: Gpu(name=name, **entry) for name, entry in read_entries("gpus").items()}
 
 
 def unknown(kind: str, name: str, valid: Iterable[str]) -> BadInput:
@@ -148,9 +150,8 @@ def _pick(kind: str, name: str, entries: dict[str, _E]) -> _E:
     return entries[name]
 
 
-def _read(file: str) -> dict[str, dict[str, Any]]:
-    import yaml
-
+def read_entries(file: str) -> dict[str, dict[str, Any]]:
+    """Return the entries of a file of the catalogue, by name."""
     path = Path(__file__).parent / "catalogue" / f"{file}.yaml"
-    entries: dict[str, dict[str, Any]] = yaml.safe_load(path.read_text(encoding="utf-8"))
+    entries: dict[str, dict[str, Any]] = read_shipped(path)
     return entries

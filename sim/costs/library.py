@@ -5,8 +5,9 @@ from __future__ import annotations
 from functools import cache
 from pathlib import Path
 
-from sim.costs.profile import Profile, load_profile, profile_stem
+from sim.costs.profile import Profile, as_profile, load_profile, profile_stem
 from sim.costs.roofline import roofline
+from sim.costs.shipped import read_shipped
 from sim.types import BadInput
 
 PROFILE_DIR = Path(__file__).parent / "profiles"
@@ -51,7 +52,8 @@ def find_profile(model: str, gpu: str, tp: int, pp: int = 1, name: str = "auto")
 
 @cache
 def _shipped(stem: str) -> Profile:
-    return load_profile(PROFILE_DIR / f"{stem}.yaml")
+    path = PROFILE_DIR / f"{stem}.yaml"
+    return as_profile(read_shipped(path), path)
 
 
 def _checked(profile: Profile, model: str, gpu: str, tp: int, pp: int) -> Profile:

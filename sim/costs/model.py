@@ -8,7 +8,7 @@ from typing import Final
 from sim.costs.catalogue import DTYPE_BYTES, Model
 from sim.costs.profile import AttentionRow, HostTerm, Profile, Terms
 from sim.costs.terms import Curve, DecodeAttention, DecodeRows, Host, PrefillAttention
-from sim.types import FOREVER, CostModel, DecodePiece, N, to_fs
+from sim.types import FOREVER, CostModel, DecodePiece, DecodeTerms, N, to_fs
 
 FS_PER_MS: Final = 10**12
 
@@ -58,6 +58,7 @@ class StepCost(CostModel):
         self._batch_low, self._batch_high = fitted.batch or (0, FOREVER)
         self._kv_high: N = FOREVER if fitted.kv_tokens is None else fitted.kv_tokens[1]
         self._pieces: dict[N, DecodePiece] = {}
+        self._verifying: dict[tuple[N, N], DecodePiece] = {}
         self._token_fs: dict[N, int] = {}
         self._row_fs: dict[N, int] = {}
         self._mixed: dict[N, DecodeAttention] = {}
@@ -66,13 +67,35 @@ class StepCost(CostModel):
         """Return the first piece for a batch of `batch` decoding requests (memoised)."""
         piece = self._pieces.get(batch)
         if piece is None:
-            piece = self._pieces[batch] = self._build_pieces(batch)
+            piece = self._pieces[batch] = self._build_pieces(batch, batch)
         return piece
+
+    def verify(self, batch: N, drafts: N) -> DecodePiece:
+        """Return the first piece of a step that verifies `drafts` tokens a request (memoised).
+
+        `drafts + 1` rows a request pass dense layers, all-reduce and lm_head; the cached keys and
+        values are read once for all of them, so attention costs what it costs a decode (keys of
+        the drafted tokens themselves are not charged); the host handles `batch` sequences.
+        """
+        if not drafts:
+            return self.decode(batch)
+        piece = self._verifying.get((batch, drafts))
+        if piece is None:
+            piece = self._build_pieces(batch, batch * (drafts + 1))
+            self._verifying[batch, drafts] = piece
+        return piece
+
+    def decode_terms(self, batch: N) -> DecodeTerms:
+        """Return what `decode` adds up."""
+        row = self._rows.row(batch)
+        return DecodeTerms(
+            self._decode_base(batch, batch, row), row.kv, self._host_token_fs, self._floor_fs
+        )
 
     def step(self, chunks: N, new: N, context: N, quad: N, batch: N, kv: N) -> int:
         """Price a step, in femtoseconds (arguments: `CostModel.step`)."""
         if chunks == 0:
-            return self._decode_step(batch, kv)
+            return self.decode(batch).at(kv)
         rows = chunks + batch
         tokens = new + batch
         token_fs = self._token_fs.get(tokens)
@@ -92,27 +115,44 @@ class StepCost(CostModel):
             total += mixed.base + mixed.seq * batch + mixed.kv * kv
         return total if total > self._floor_fs else self._floor_fs
 
+    def verify_step(
+        self, chunks: N, new: N, context: N, quad: N, batch: N, kv: N, drafts: N
+    ) -> int:
+        """Price a step in which `batch` requests verify `drafts` tokens each beside chunks."""
+        if not drafts:
+            return self.step(chunks, new, context, quad, batch, kv)
+        if chunks == 0:
+            return self.verify(batch, drafts).at(kv)
+        tokens = new + batch * (drafts + 1)
+        rows = chunks + batch * (drafts + 1)
+        total = _fs(self._dense.at(tokens) + self._allreduce.at(tokens))
+        total += _fs(self._lm_head.at(rows)) + self._host.of(chunks + batch, True, new + kv)
+        total += self._prefill.of(chunks, context, new, quad)
+        total += self._mixed_rows.row(batch).of(batch, kv)
+        return total if total > self._floor_fs else self._floor_fs
+
     def extrapolates(self, new: N, batch: N) -> bool:
         """Whether a step with `new` chunk tokens and `batch` decodes leaves the fitted range."""
         if not self._tokens_low <= new + batch <= self._tokens_high:
             return True
         return batch > 0 and not self._batch_low <= batch <= self._batch_high
 
-    def _decode_step(self, batch: N, kv: N) -> int:
-        piece = self.decode(batch)
-        while piece.next is not None and kv >= piece.kv_end:
-            piece = piece.next
-        return piece.base_fs + piece.slope_fs * kv
+    def _decode_base(self, batch: N, rows: N, row: DecodeAttention) -> int:
+        """Price everything that the cached tokens do not change."""
+        by_count_ms = self._dense_decode.at(rows) + self._allreduce.at(rows)
+        by_count_ms += self._lm_head.at(rows)
+        return _fs(by_count_ms) + self._host.of(batch, False) + row.of(batch, 0)
 
-    def _build_pieces(self, batch: N) -> DecodePiece:
-        """Chain the floor, the fitted line and its continuation beyond the fitted range."""
+    def _build_pieces(self, batch: N, rows: N) -> DecodePiece:
+        """Chain the floor, the fitted line and its continuation beyond the fitted range.
+
+        `batch` requests bring `rows` query rows: one each, or with drafted tokens more.
+        """
         row = self._rows.row(batch)
-        by_count_ms = self._dense_decode.at(batch) + self._allreduce.at(batch)
-        by_count_ms += self._lm_head.at(batch)
-        base = _fs(by_count_ms) + self._host.of(batch, False) + row.of(batch, 0)
+        base = self._decode_base(batch, rows, row)
         slope = row.kv + self._host_token_fs
         rise_at = _crossing(base, slope, self._floor_fs)
-        known_to = 0 if self.extrapolates(0, batch) else min(FOREVER, self._kv_high + 1)
+        known_to = 0 if self.extrapolates(rows - batch, batch) else min(FOREVER, self._kv_high + 1)
         starts = sorted({0, rise_at, known_to} - {FOREVER})
         pieces = []
         for start, end in zip(starts, [*starts[1:], FOREVER], strict=True):

@@ -213,6 +213,11 @@ def load_profile(path: Path) -> Profile:
         raise BadInput(f"{path}: cannot be read: {error.strerror}") from None
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise BadInput(f"{path}: not a YAML file: {' '.join(str(error).split())}") from None
+    return as_profile(data, path)
+
+
+def as_profile(data: object, path: Path) -> Profile:
+    """Return the profile that the content of a file says; `BadInput` names file, key and value."""
     if not isinstance(data, dict):
         raise BadInput(f"{path}: a profile is a mapping of keys, got {data!r:.60}")
     try:

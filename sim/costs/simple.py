@@ -16,8 +16,9 @@ class AffineCost(CostModel):
         prefill_base + prefill_token*n   (when it holds a chunk)
       + decode_base + decode_seq*B + decode_kv*K   (when it holds decodes)
 
-    and at least one femtosecond. Each coefficient is rounded to femtoseconds once, so every sum is
-    exact. `AffineCost(decode_base_s=0.02)` is a constant decode step with free prefill.
+    and at least one femtosecond; a request that verifies K drafted tokens counts K+1 times in B.
+    Each coefficient is rounded to femtoseconds once, so every sum is exact.
+    `AffineCost(decode_base_s=0.02)` is a constant decode step with free prefill.
 
     Args:
         prefill_base_s: seconds of any step that holds a chunk.
@@ -41,6 +42,16 @@ class AffineCost(CostModel):
         self.decode_seq_fs = to_fs(decode_seq_s)
         self.decode_kv_fs = to_fs(decode_kv_s)
         self._pieces: dict[N, DecodePiece] = {}
+
+    def verify(self, batch: N, drafts: N) -> DecodePiece:
+        """Return the piece of as many requests as there are rows."""
+        return self.decode(batch * (drafts + 1))
+
+    def verify_step(
+        self, chunks: N, new: N, context: N, quad: N, batch: N, kv: N, drafts: N
+    ) -> int:
+        """Price a step with as many decodes as there are rows."""
+        return self.step(chunks, new, context, quad, batch * (drafts + 1), kv)
 
     def decode(self, batch: N) -> DecodePiece:
         """Return the only piece of a batch."""

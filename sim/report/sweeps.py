@@ -19,6 +19,9 @@ FIGURES = (
 )
 """Key, heading, factor."""
 
+ENERGY = ("gpu_energy_j_per_output_token", "J/token", 1.0)
+"""Shown as well where the sweep varies something of `power`."""
+
 
 def point_columns(keys: Sequence[str], summaries: Sequence[Mapping[str, Any]]) -> Columns:
     """Return the columns of a table of points: values, figures with half intervals, verdict."""
@@ -26,7 +29,8 @@ def point_columns(keys: Sequence[str], summaries: Sequence[Mapping[str, Any]]) -
     for key in keys:
         if key != "policy.name":
             columns[key] = [_value(s["values"].get(key, "")) for s in summaries]
-    for key, title, factor in FIGURES:
+    varies_power = any(key.startswith("power.") for key in keys)
+    for key, title, factor in (*FIGURES, ENERGY) if varies_power else FIGURES:
         if any(_number(s.get(key)) == _number(s.get(key)) for s in summaries):
             columns[title] = [_mean(s, key, factor) for s in summaries]
     columns["load"] = [s["saturation"] for s in summaries]

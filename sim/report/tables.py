@@ -82,8 +82,20 @@ SECTIONS: tuple[tuple[Row, ...], ...] = (
         Row("KV usage p99", "kv_usage_p99", "%", 100),
         Row("prefix cache hits", "prefix_cache_hit_rate", "%", 100),
         Row("  after preemptions", "prefix_cache_hit_rate_preempted", "%", 100),
+        Row("tokens a round", "spec_decode_acceptance_length"),
+        Row("drafts accepted", "spec_decode_acceptance_rate", "%"),
         Row("preemptions", "preemptions"),
         Row("out-of-memory events", "oom_events"),
+    ),
+    (
+        Row("GPU energy, modelled", "gpu_energy_j", "kJ", 1e-3),
+        Row("  idle", "gpu_energy_idle_j", "kJ", 1e-3),
+        Row("GPU power, all", "gpu_power_w", "W"),
+        Row("GPU energy per request", "gpu_energy_j_per_request", "J"),
+        Row("  per output token", "gpu_energy_j_per_output_token", "J"),
+        Row("with hosts", "node_energy_kwh", "kWh"),
+        Row("  carbon", "carbon_g", "g CO2e"),
+        Row("  price", "energy_cost"),
     ),
 )
 
@@ -101,6 +113,9 @@ POLICY_COLUMNS = (
     Row("waste", "padding_waste", "%", 100),
 )
 """What is shown of each policy when there are many; `comparison.json` has all."""
+
+ENERGY_COLUMN = Row("energy", "gpu_energy_j_per_output_token", "J/tok")
+"""Shown as well if energy was asked for."""
 
 COMPARED = Row("throughput", "request_throughput", "req/s")
 """The figure whose paired difference from the baseline is shown then."""
@@ -185,9 +200,8 @@ def _policy_table(
     """Return a comparison of many policies: a row for each, and their classes."""
     first = next(iter(summaries.values()))
     table = Table("policy", box=SIMPLE_HEAD)
-    columns = [
-        c for c in POLICY_COLUMNS if any(not _missing(s.get(c.key)) for s in summaries.values())
-    ]
+    wanted = (*POLICY_COLUMNS, ENERGY_COLUMN) if "power" in first else POLICY_COLUMNS
+    columns = [c for c in wanted if any(not _missing(s.get(c.key)) for s in summaries.values())]
     table.add_column(f"{COMPARED.title} [dim]{COMPARED.unit}[/]", justify="right")
     table.add_column(f"against {escape(next(iter(summaries)))}", justify="right")
     for column in columns:

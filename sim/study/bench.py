@@ -46,7 +46,19 @@ AHEAD_ENGINE = {
 }
 """vLLM V1 as of 0.19: steps formed one ahead, prefixes kept; at 90 % only."""
 
-OTHERS = ("sarathi", "orca", "uellm", "smdp", "ascendra", AHEAD, *SPLIT)
+RESCUES = "ascendra, bounds"
+RESCUES_SLO = {"ttft_ms": 1000, "tpot_ms": 150}
+RESCUES_INSTANCES = 3
+"""Alone and without bounds Ascendra moves nobody: here it does. Messages pass, no KV."""
+
+SPECULATES = "continuous v1, speculating"
+SPECULATION = {"method": "eagle", "num_speculative_tokens": 3}
+"""Three drafted tokens a round, at 90 % only."""
+
+OTHERS = (
+    *("sarathi", "orca", "uellm", "smdp", "cosine", "ascendra", RESCUES, AHEAD, SPECULATES),
+    *SPLIT,
+)
 
 LOADS = (0.5, 0.9, 1.2)
 SIZES = (10_000, 100_000, 1_000_000)
@@ -58,7 +70,7 @@ FUSING = ((1, 0.5), (16, 0.5), (16, 0.9))
 """(instances, load) at which fused and single steps are compared."""
 
 TIMEOUT_BARS = {"static": 8, "continuous v1": 22, "continuous v0": 22}
-OTHER_BAR, SPLIT_BAR = 30, 40
+OTHER_BAR, SPLIT_BAR, SPECULATIVE_BAR = 30, 40, 60
 """Bare SimPy timeouts a request at 90 % of saturation, at most."""
 
 MAX_CPU_S, MAX_RSS_MB, MAX_OVERLOAD, MIN_FUSING = 30.0, 1000.0, 1.5, 2.0
@@ -138,7 +150,10 @@ def bars(found: dict[str, Any]) -> list[Case]:
 
 
 def _policy_bars(label: str, cases: list[Case]) -> list[Case]:
-    limit = TIMEOUT_BARS.get(label, SPLIT_BAR if label in (*SPLIT, AHEAD) else OTHER_BAR)
+    moves = label in (*SPLIT, AHEAD, RESCUES)
+    limit = TIMEOUT_BARS.get(label, SPLIT_BAR if moves else OTHER_BAR)
+    if label == SPECULATES:
+        limit = SPECULATIVE_BAR
     at_90, over = ([c for c in cases if c["load"] == load] for load in LOADS[1:])
     timeouts = [c["timeouts_per_request"] for c in at_90]
     shown = " / ".join(f"{t:.1f}" for t in timeouts)
@@ -169,9 +184,10 @@ def _bar(line: str, figure: str, met: bool) -> Case:
 
 def experiment(case: Case) -> Experiment:
     """Return the experiment of a case."""
-    instances, label = case.get("instances", 1), case["policy"]
+    instances, label = case.get("instances", 1), str(case["policy"])
     engine = AHEAD_ENGINE if label == AHEAD else {}
-    name = "continuous v1" if label == AHEAD else label
+    plain = {AHEAD: "continuous v1", SPECULATES: "continuous v1", RESCUES: "ascendra"}
+    name = plain.get(label, label)
     return resolve(
         {
             "cluster": {**CLUSTER, "count": instances * (2 if label in SPLIT else 1)},
@@ -185,7 +201,9 @@ def experiment(case: Case) -> Experiment:
                     "rate": case["rate"] * case["load"] * instances,
                 },
             },
+            "slo": RESCUES_SLO if label == RESCUES else {},
             "engine": {"fuse_steps": case.get("fuse", True), **engine},
+            **({"speculative": SPECULATION} if label == SPECULATES else {}),
         },
         "benchmark",
     )
@@ -224,7 +242,8 @@ def _cases(sizes: Sequence[int], rates: dict[str, float]) -> Iterator[Case]:
                 yield {"policy": label, "load": load, "n": n, "rate": rates[label]}
     for label in OTHERS:
         for n in sizes:
-            yield {"policy": label, "load": LOADS[1], "n": n, "rate": rates[label]}
+            case = {"policy": label, "load": LOADS[1], "n": n, "rate": rates[label]}
+            yield case | ({"instances": RESCUES_INSTANCES} if label == RESCUES else {})
 
 
 def _measured_apart(case: Case) -> Case:

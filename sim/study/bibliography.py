@@ -113,6 +113,24 @@ BIBTEX = r"""
   archivePrefix = {arXiv},
 }
 
+@misc{gao2025cosine,
+  title = {Collaborative Speculative Inference for Efficient {LLM} Inference Serving},
+  author = {Gao, Luyao and Liu, Jianchun and Xu, Hongli and Zhang, Xichong and Liao, Yunming and
+    Huang, Liusheng},
+  year = {2025},
+  eprint = {2503.10325},
+  archivePrefix = {arXiv},
+}
+
+@misc{miao2024specinfer,
+  title = {{SpecInfer}: Accelerating Generative Large Language Model Serving with Tree-based
+    Speculative Inference and Verification},
+  author = {Miao, Xupeng and Oliaro, Gabriele and Zhang, Zhihao and others},
+  year = {2024},
+  eprint = {2305.09781},
+  archivePrefix = {arXiv},
+}
+
 @article{liu1973scheduling,
   title = {Scheduling Algorithms for Multiprogramming in a Hard-Real-Time Environment},
   author = {Liu, C. L. and Layland, James W.},
@@ -227,6 +245,20 @@ BIBTEX = r"""
   doi = {10.1145/3711896.3737413},
   eprint = {2401.17644},
   archivePrefix = {arXiv},
+}
+
+@misc{ozcan2025quantifying,
+  title = {Quantifying the Energy Consumption and Carbon Emissions of {LLM} Inference via
+    Simulations},
+  author = {{\"O}zcan, Miray and Wiesner, Philipp and Wei{\ss}, Philipp and Kao, Odej},
+  year = {2025},
+  eprint = {2507.11417},
+  archivePrefix = {arXiv},
+}
+
+@misc{vllmsemanticrouter,
+  title = {{vLLM} Semantic Router: power model of the fleet simulator},
+  howpublished = {\url{https://github.com/vllm-project/semantic-router}},
 }
 
 @misc{touvron2023llama2,

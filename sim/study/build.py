@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from copy import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import cast
 
 import policies
+from sim.core.attention import Ctas
 from sim.core.inbox import check_ahead
 from sim.core.predictors import LengthPredictor, make_predictor
 from sim.core.routers import PrefixRouting
@@ -18,7 +19,10 @@ from sim.costs.catalogue import gpu_named, model_named
 from sim.costs.memory import min_tp
 from sim.study.config import Experiment, PolicyChoice
 from sim.study.failures_config import outages
+from sim.study.power_config import capped, cluster_power
+from sim.study.speculative import check_speculation, speculation_of, with_drafter
 from sim.study.statistics.clock import ENGINE
+from sim.study.statistics.energy import ClusterPower
 from sim.types import BadInput, ClusterInfo, Policy, Pool, Trace
 from workloads.arrivals import Closed
 
@@ -60,11 +64,13 @@ class Setup:
         policy: the decisions.
         instances: by instance id.
         notes: what the reader of any output must be told.
+        power: what its energy is counted by; None: unknown.
     """
 
     policy: Policy
     instances: tuple[InstanceInfo, ...]
     notes: tuple[str, ...]
+    power: ClusterPower | None = None
 
     @property
     def specs(self) -> list[InstanceSpec]:
@@ -85,10 +91,11 @@ def build(experiment: Experiment, choice: PolicyChoice) -> Setup:
     """
     make = cast("Callable[[object], Policy]", policies.load(choice.name))
     policy = make(choice.params)
+    check_speculation(experiment, policy)
     pools = _pools(experiment, policy)
     instances: list[InstanceInfo] = []
     for pool in sorted(pools, key=lambda pool: ROLE_ORDER.index(pool.role)):
-        whole = _instance(experiment, pool)
+        whole = _instance(experiment, policy, pool)
         for _ in range(pool.instances):
             instances += _lanes(experiment, whole, len(instances))
     if experiment.engine.async_scheduling:
@@ -99,7 +106,10 @@ def build(experiment: Experiment, choice: PolicyChoice) -> Setup:
             raise BadInput(f"{where}: {error}") from None
     costs = [instance.costs for instance in instances]
     notes = [note for cost in costs for note in cost.notes]
-    return Setup(policy, tuple(instances), tuple(dict.fromkeys(notes)))
+    power, told = cluster_power(
+        experiment.power, experiment.cluster.model, instances, experiment.origins.where
+    )
+    return Setup(policy, tuple(instances), tuple(dict.fromkeys(notes + told)), power)
 
 
 def settings(
@@ -108,6 +118,7 @@ def settings(
     trace: Trace,
     router_seed: int,
     failure_seed: int | None = None,
+    acceptance_seed: int = 0,
 ) -> Settings:
     """Return how the engine runs `trace` under `policy`; without `failure_seed` nothing fails."""
     engine = experiment.engine
@@ -149,6 +160,7 @@ def settings(
         e2e_slo_s=_bounds_s(experiment, trace, "e2e_ms"),
         predictor=_predictor(experiment, policy, trace, router_seed),
         outages=outages(engine.failures, failure_seed),
+        speculation=speculation_of(experiment, policy, acceptance_seed),
     )
 
 
@@ -265,7 +277,7 @@ def _lanes(experiment: Experiment, whole: InstanceInfo, number: int) -> list[Ins
     return lanes
 
 
-def _instance(experiment: Experiment, pool: Pool) -> InstanceInfo:
+def _instance(experiment: Experiment, policy: Policy, pool: Pool) -> InstanceInfo:
     cluster, engine = experiment.cluster, experiment.engine
     gpu = pool.gpu or cluster.gpu
     costs = instance_cost(
@@ -281,6 +293,8 @@ def _instance(experiment: Experiment, pool: Pool) -> InstanceInfo:
         min_step_s=engine.min_step_ms / MS_PER_S,
         host=engine.host,
     )
+    limited = capped(experiment.power, gpu, costs.cost, experiment.origins.where)
+    costs, cost = with_drafter(experiment, policy, pool, replace(costs, cost=limited))
     gpus = pool.tp * pool.pp
     swap_bytes = engine.swap_space_gib * GIB * gpus
     # Every GPU of the instance copies its own share of a block over its own link.
@@ -291,7 +305,7 @@ def _instance(experiment: Experiment, pool: Pool) -> InstanceInfo:
     if not usable_blocks:
         raise BadInput("engine.num_gpu_blocks 1: none is left beside the null block; at least 2")
     spec = InstanceSpec(
-        cost=costs.cost,
+        cost=cost,
         total_blocks=usable_blocks,
         block_size=costs.block_size,
         role=pool.role,
@@ -302,5 +316,26 @@ def _instance(experiment: Experiment, pool: Pool) -> InstanceInfo:
         kv_token_bytes=costs.kv_block_bytes // costs.block_size,
         gpu=gpu,
         tp=pool.tp,
+        ctas=_ctas(experiment, gpu, pool.tp),
+        cascade_attention=engine.cascade_attention,
     )
     return InstanceInfo(pool, gpu, costs, spec)
+
+
+def _ctas(experiment: Experiment, gpu: str, tp: int) -> Ctas | None:
+    """Return the thread blocks that whole rows of attention go to; None: work is split evenly."""
+    engine = experiment.engine
+    if engine.attention != "ragged":
+        return None
+    sms = gpu_named(gpu).sms
+    if sms is None:
+        where = experiment.origins.where("engine.attention")
+        raise BadInput(
+            f"{where}: engine.attention: ragged deals rows to thread blocks, {gpu!r} has none; "
+            "valid: fitted, balanced"
+        )
+    model = model_named(experiment.cluster.model)
+    kv_heads = max(1, model.kv_heads // tp)
+    return Ctas(
+        sms * engine.attention_ctas_per_sm, kv_heads, max(1, model.heads // (tp * kv_heads))
+    )

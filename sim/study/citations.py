@@ -25,6 +25,8 @@ MODELS = {
     "opt-": "zhang2022opt",
     "llama-2-": "touvron2023llama2",
     "llama-3.1-": "grattafiori2024llama3",
+    "llama-3.2-": "grattafiori2024llama3",
+    "llama-68m": "miao2024specinfer",
     "qwen2.5-": "qwen2024qwen25",
     "qwen3-": "qwen2025qwen3",
     "codellama-": "roziere2023codellama",
@@ -46,6 +48,14 @@ DATA_SETS = {
     "llmservingsim": ("cho2024llmservingsim",),
 }
 """Part of the name of a built-in source or a file, or format -> keys."""
+
+POWER = {
+    "phase": ("patel2024splitwise",),
+    "logistic": ("patel2024splitwise", "vllmsemanticrouter"),
+    "mfu": ("ozcan2025quantifying",),
+    "roofline": ("patel2024splitwise",),  # the constants it is fitted to
+}
+"""Power model -> keys."""
 
 
 @dataclass(frozen=True)
@@ -95,6 +105,9 @@ def _used(config: Mapping[str, Any]) -> Found:
     yield f"model {model}", [key for start, key in MODELS.items() if model.startswith(start)]
     yield from _profiles(config[ABOUT].get("profiles") or {})
     yield from _data_sets(config["workload"])
+    if config.get("power"):
+        model = str(config["power"].get("model"))
+        yield f"power model {model}", list(POWER.get(model, ()))
 
 
 def _policies(entries: list[Any]) -> Found:

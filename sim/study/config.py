@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,8 +13,11 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 import policies
 from sim.core.routers import ROUTERS
 from sim.costs.profile import HostTerm
+from sim.study.attention_config import AttentionKeys
 from sim.study.failures_config import FailuresConfig
+from sim.study.power_config import PowerConfig
 from sim.study.presets import fill
+from sim.study.speculative_config import SpeculativeConfig
 from sim.study.statistics.clock import ENGINE, Clock
 from sim.study.validation import shown, unknown_key, validate
 from sim.study.yaml_file import parse_yaml, read_yaml
@@ -131,7 +134,7 @@ class SloConfig(SloBounds):
         return SloBounds(**scaled)
 
 
-class EngineConfig(Section):
+class EngineConfig(AttentionKeys):
     """What running is: everything about the engine that no policy decides."""
 
     preset: str | None = Field(
@@ -184,14 +187,6 @@ class EngineConfig(Section):
     first_step_ms: float = Field(
         0.0, ge=0, description="the first step of an instance, or after a repair, lasts longer, ms"
     )
-    padding: Literal["none", "batch", "policy"] = Field(
-        "policy", description="prompt batches: never padded, always, or as the policy says"
-    )
-    enable_prefix_caching: bool = Field(
-        False,
-        description="requests that begin alike share KV blocks, and freed blocks are found again "
-        "(vLLM V1: on)",
-    )
     router: str = Field("round-robin", description="which instance a request goes to")
     prefix_routing: PrefixRoutingConfig = Field(
         PrefixRoutingConfig(), description="limits of router: prefix"
@@ -235,7 +230,7 @@ class EngineConfig(Section):
     def host(self) -> HostTerm:
         """Host time on top of the profile's."""
         return HostTerm(
-            step_ms=self.host_step_ms,
+            step_ms=self.host_step_ms + self.plan_ms(self.async_scheduling),
             seq_ms=self.host_seq_ms,
             prefill_step_ms=self.host_prefill_ms,
         )
@@ -256,15 +251,6 @@ class EngineConfig(Section):
                 + ", ".join(router for router in ROUTERS if router != name)
             )
         return name
-
-    @model_validator(mode="after")
-    def _caching_needs_ragged_prompts(self) -> EngineConfig:
-        if self.enable_prefix_caching and self.padding == "batch":
-            raise ValueError(
-                "enable_prefix_caching: true and padding: batch exclude each other: a padded "
-                "prompt is computed whole; valid padding: none, policy"
-            )
-        return self
 
 
 class RunConfig(Section):
@@ -349,6 +335,8 @@ class Experiment:
     engine: EngineConfig
     run: RunConfig
     origins: Origins
+    speculative: SpeculativeConfig | None = None
+    power: PowerConfig | None = None
 
     def resolved(self) -> dict[str, Any]:
         """Return every value, defaults included, as plain data: a config file's content."""
@@ -356,7 +344,7 @@ class Experiment:
             {"name": p.name, "label": p.label, **p.params.model_dump(mode="json")}
             for p in self.policies
         ]
-        return {
+        found = {
             "cluster": self.cluster.model_dump(mode="json"),
             "policy": chosen,
             "workload": self.workload.model_dump(mode="json"),
@@ -364,6 +352,11 @@ class Experiment:
             "engine": self.engine.model_dump(mode="json"),
             "run": self.run.model_dump(mode="json"),
         }
+        if self.speculative is not None:  # its absence leaves no trace: results keep their names
+            found["speculative"] = self.speculative.model_dump(mode="json")
+        if self.power is not None:  # its absence leaves no trace: results keep their names
+            found["power"] = self.power.model_dump(mode="json")
+        return found
 
     def origin(self, key: str) -> str:
         """Return where a dotted key's value is from: a file, command line, preset or default."""
@@ -377,7 +370,7 @@ class Experiment:
 
 
 REQUIRED = ("cluster", "policy", "workload")
-KEYS = ("cluster", "policy", "workload", "slo", "engine", "run")
+KEYS = ("cluster", "policy", "workload", "slo", "engine", "run", "speculative", "power")
 ABOUT = "about"
 """What a run adds to the config it writes; ignored when that file is run again."""
 
@@ -429,6 +422,7 @@ def resolve(data: Mapping[str, Any], source: str, overrides: Sequence[str] = ())
         if data.get(key) is None:
             raise BadInput(f"{origins.file}: {key} is missing; needed: {', '.join(REQUIRED)}")
     engine = validate(EngineConfig, data.get("engine"), "engine", where)
+    power = data.get("power")
     _check_clock(engine, origins)
     return Experiment(
         cluster=validate(ClusterConfig, data["cluster"], "cluster", where),
@@ -438,7 +432,15 @@ def resolve(data: Mapping[str, Any], source: str, overrides: Sequence[str] = ())
         engine=engine,
         run=validate(RunConfig, data.get("run"), "run", where),
         origins=origins,
+        speculative=_speculative(data.get("speculative"), where),
+        power=None if power is None else validate(PowerConfig, power, "power", where),
     )
+
+
+def _speculative(data: Any, where: Callable[[str], str]) -> SpeculativeConfig | None:
+    if data is None:
+        return None
+    return validate(SpeculativeConfig, data, "speculative", where)
 
 
 def _check_clock(engine: EngineConfig, origins: Origins) -> None:

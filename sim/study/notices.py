@@ -18,7 +18,8 @@ _OF_RUN = {
     "oom_events": "out-of-memory events: batches were lost and run again",
     "failures": "failures of instances: their requests were put back and served again",
     "extrapolated_steps": "steps were priced outside the profile's fitted range",
-    "policy_beyond_bands": "arrivals came at a load that no table is for: the nearest was used",
+    "policy_below_bands": "arrivals came at a load below all bands and got the lowest's table",
+    "policy_above_bands": "arrivals came at a load above all bands and got the highest's table",
 }
 _OF_STATUS = {
     "rejected": "requests were rejected: longer than max_model_len or than the memory holds",

@@ -55,10 +55,17 @@ def summary_of(result: StudyResult) -> dict[str, Any]:
         "gpu": cluster.gpu,
         "num_gpus": result.setup.gpus,
         "num_instances": len(result.setup.instances),
+        **power_of(result),
         **result.summary,
         "notes": list(result.notes),
         "replications": result.summaries,
     }
+
+
+def power_of(result: StudyResult) -> dict[str, Any]:
+    """Return `power`, the section of the config, if energy was asked for."""
+    asked = result.experiment.power
+    return {} if asked is None else {"power": asked.model_dump(mode="json")}
 
 
 def comparison_of(comparison: Comparison) -> dict[str, Any]:

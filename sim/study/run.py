@@ -22,17 +22,18 @@ from sim.costs.model import StepCost
 from sim.study.build import Setup, build, settings
 from sim.study.config import Experiment, PolicyChoice, RunConfig, SloConfig
 from sim.study.notices import batch_notices, notices, warmup_notices
+from sim.study.power_config import capped
 from sim.study.statistics.batch_means import with_batch_means
 from sim.study.statistics.metrics import Frame, Summary, steady_series, summarise
 from sim.study.statistics.precision import Precision
 from sim.study.statistics.ranking import rankings
 from sim.study.statistics.stats import aggregate, differences
 from sim.study.statistics.warmup import Warmup, warmup_of
-from sim.types import BadInput, Trace
+from sim.types import BadInput, CostModel, Trace
 from workloads import WorkloadConfig
 from workloads import build as build_workload
 
-STREAMS = ("lengths", "arrivals", "router", "failures")
+STREAMS = ("lengths", "arrivals", "router", "failures", "acceptance")
 
 SATURATION_REQUESTS = 4000
 """Requests that wait at t = 0 when the saturation rate is measured (design section 5)."""
@@ -303,8 +304,7 @@ def replicate(experiment: Experiment, choice: PolicyChoice, index: int) -> Repli
     trace = requests_of(experiment, index)
     setup = build(experiment, choice)
     began = time.process_time()
-    seeds = router_seed(experiment, index), failure_seed(experiment, index)
-    how = settings(experiment, setup.policy, trace, *seeds)
+    how = settings(experiment, setup.policy, trace, *engine_seeds(experiment, index))
     record = simulate(trace, setup.policy, setup.specs, how)
     cpu_s = time.process_time() - began
     _check_window(experiment, record)
@@ -364,16 +364,21 @@ def frame(experiment: Experiment, setup: Setup, warmup_s: float) -> Frame:
         attention_flops_per_pair=costs.attention_flops_per_pair,
         unfloored=_unfloored(experiment, setup),
         clock=experiment.engine.clock,
+        power=setup.power,
     )
 
 
-def _unfloored(experiment: Experiment, setup: Setup) -> tuple[StepCost, ...]:
+def _unfloored(experiment: Experiment, setup: Setup) -> tuple[CostModel, ...]:
     """Return the step times of each instance without `engine.min_step_ms`; none: it has none."""
     if not experiment.engine.min_step_ms:
         return ()
     model = model_named(experiment.cluster.model)
-    host = experiment.engine.host
-    return tuple(StepCost(i.costs.profile, model, host=host) for i in setup.instances)
+    host, where = experiment.engine.host, experiment.origins.where
+    costs = [StepCost(i.costs.profile, model, host=host) for i in setup.instances]
+    return tuple(
+        capped(experiment.power, i.gpu, cost, where)
+        for i, cost in zip(setup.instances, costs, strict=True)
+    )
 
 
 def _check_window(experiment: Experiment, record: RunRecord) -> None:
@@ -389,6 +394,16 @@ def _check_window(experiment: Experiment, record: RunRecord) -> None:
 def router_seed(experiment: Experiment, replication: int) -> int:
     """Return the seed of the router's choices in one replication."""
     return int(_stream(experiment, replication, "router").generate_state(1)[0])
+
+
+def engine_seeds(experiment: Experiment, replication: int) -> tuple[int, int, int]:
+    """Return the seeds of one replication that `settings` takes, in its order."""
+    accepted = _stream(experiment, replication, "acceptance").generate_state(1)[0]
+    return (
+        router_seed(experiment, replication),
+        failure_seed(experiment, replication),
+        int(accepted),
+    )
 
 
 def failure_seed(experiment: Experiment, replication: int) -> int:

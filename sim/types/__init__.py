@@ -1,6 +1,7 @@
 """Types shared by all packages: requests, plans, views, the policy contract, traces."""
 
-from sim.types.costs import FOREVER, CostModel, DecodePiece
+from sim.types.costs import FOREVER, CostModel, DecodePiece, DecodeTerms
+from sim.types.drafting import DrafterRules, OneDrafter
 from sim.types.errors import BadInput, Deadlock, PlanError, SimulationError
 from sim.types.monitor import InstanceSample, Snapshot
 from sim.types.plans import Decode, Mixed, Plan, Preemption, Prefill, RunToCompletion, Wait
@@ -23,10 +24,13 @@ __all__ = [
     "Deadlock",
     "Decode",
     "DecodePiece",
+    "DecodeTerms",
+    "DrafterRules",
     "Fifo",
     "InstanceSample",
     "Mixed",
     "N",
+    "OneDrafter",
     "Plan",
     "PlanError",
     "Policy",

@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Literal
 
 from mypy_extensions import mypyc_attr
 
+from sim.types.drafting import DrafterRules
 from sim.types.monitor import Snapshot
 from sim.types.plans import Plan, Preemption
 from sim.types.queues import Fifo, WaitQueue
@@ -143,6 +144,10 @@ class Policy(abc.ABC):
     """Whether `route` is asked at the end of every prefill, whatever the instance's role, and
     `on_leave` for every request that leaves or is put back by a failure."""
 
+    step_tokens: N = 0
+    """Tokens of a step, at most, for drafted ones that the engine then drops; 0: no limit."""
+    drafters: DrafterRules | None = None
+    """How it uses a pool of drafters (`speculative.method: drafter_pool`); None: one a request."""
     monitor_period_s: float = 0.0
     """How often the monitor samples the cluster for `on_monitor`; 0: never."""
     monitor_delay_s: float = 0.0

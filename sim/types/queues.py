@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import abc
-from bisect import bisect_left, insort
+from bisect import bisect_left, bisect_right, insort
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from itertools import chain
+from math import inf
+from operator import itemgetter
 from typing import Final
 
 from mypy_extensions import mypyc_attr
@@ -83,6 +85,9 @@ PIECE: Final = 512
 Entry = tuple[float, N, Request]
 """Key, id, request: ids are unique, so requests are never compared."""
 
+_KEY: Final = itemgetter(0)
+_REQUEST: Final = itemgetter(2)
+
 
 class ByKey(WaitQueue):
     """Smallest key first, ties by trace row; re-queued requests stand in front of all.
@@ -135,13 +140,27 @@ class ByKey(WaitQueue):
             del self._pieces[at]
             del self._lasts[min(at, len(self._lasts) - 1)]
 
-    def entry(self, id: N) -> Request:
-        """Return a request that waits by key."""
-        return self._entries[id][2]
+    def key(self, request: Request) -> float:
+        """Return the key that a request waits by."""
+        return self._entries[request.id][0]
+
+    def entries(self, above: float = -inf) -> Iterator[Entry]:
+        """Iterate over key, id and request of those of a key above `above`, by key.
+
+        The re-queued are left out.
+        """
+        whole = self._pieces
+        if above > -inf:
+            at = bisect_right(self._lasts, above, key=_KEY)
+            piece, whole = whole[at], whole[at + 1 :]
+            for i in range(bisect_right(piece, above, key=_KEY), len(piece)):
+                yield piece[i]
+        for piece in whole:
+            yield from piece
 
     def __iter__(self) -> Iterator[Request]:
         """Iterate over the re-queued, then by key."""
-        return chain(self._front.values(), (e[2] for piece in self._pieces for e in piece))
+        return chain(self._front.values(), map(_REQUEST, chain.from_iterable(self._pieces)))
 
     def __len__(self) -> N:
         """Return the number of waiting requests."""

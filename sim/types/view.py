@@ -19,7 +19,8 @@ class View:
     Decoding requests all advance by one token a step, so each is described by constants relative
     to the instance's step counter `steps`: a request caches `kv_offset + steps` tokens, and needs a
     new block at the steps where that is a multiple of the block size. `phases[kv_offset %
-    block_size]` counts them: growth is a look-up, never a loop over the batch.
+    block_size]` counts them: growth is a look-up, never a loop over the batch. (Where requests
+    speculate they advance by more than one, and the phases are what `sim.core.speculation` says.)
     """
 
     __slots__ = (
@@ -32,12 +33,14 @@ class View:
         "id",
         "kv_tokens",
         "leaving",
+        "lookahead",
         "now_s",
         "num_decoding",
         "num_waiting",
         "outstanding",
         "outstanding_tokens",
         "paused",
+        "period",
         "phases",
         "preempted_last_step",
         "prefilling",
@@ -98,7 +101,13 @@ class View:
         self.kv_tokens: N = 0
         """Tokens cached by the decoding requests."""
         self.steps: N = 0
+        self.period: N = block_size
+        """Steps after which the phases come round."""
         self.phases: list[N] = [0] * block_size
+        """Blocks that the decoding batch takes for the step that finds the counter at s, at
+        -s modulo the period."""
+        self.lookahead: N = 0
+        """Slots beyond its next token that every decoding request holds, for drafted tokens."""
         self.preempted_last_step = False
         self.outstanding: N = 0
         """Requests of this instance that have not left: waiting (not in a queue of all), running or
@@ -119,7 +128,16 @@ class View:
     @property
     def growth_blocks(self) -> N:
         """Blocks the decoding batch needs for its next step."""
-        return self.phases[-self.steps % self.block_size]
+        return self.phases[-self.steps % self.period]
+
+    @property
+    def decode_tokens(self) -> N:
+        """Tokens that the decoding batch puts into its next step: drafted ones count."""
+        return self.num_decoding
+
+    def blocks_to_decode(self, tokens: N) -> N:
+        """Blocks that a request which caches `tokens` tokens holds in its next decode step."""
+        return -(-(tokens + 1 + self.lookahead) // self.block_size)
 
     def blocks_for(self, tokens: N) -> N:
         """Blocks that hold `tokens` tokens."""

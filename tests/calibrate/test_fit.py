@@ -164,6 +164,20 @@ def test_a_few_disturbed_points_do_not_bend_the_fit(monkeypatch):
     assert errors[3].mean_abs_frac < 0.5 * errors[1].mean_abs_frac
 
 
+def test_a_band_that_holds_short_contexts_only_joins_its_neighbour():
+    """Batch 1 at 1 and 16 cached tokens does not say what its 2,047 cost."""
+    short = [s for s in measured(TERMS, grid(), 0.03) if s.batch != 1 or s.chunks]
+    *few, long = measured(TERMS, [step(decodes=[context]) for context in (1, 16, 2000)])
+    noisy = [replace(s, wall_ms=s.wall_ms * f, device_ms=s.device_ms * f)
+             for s, f in zip(few, (0.95, 1.05), strict=True)]  # fmt: skip
+    for separate in (False, True):
+        terms = fit_terms([*short, *noisy], Form(separate))
+        assert [row.from_batch for row in terms.decode_attention] == [1]
+        assert predicted_ms(cost_of(terms), long) == pytest.approx(long.wall_ms, rel=0.2)
+        terms = fit_terms([*short, *noisy, long], Form(separate))
+        assert [row.from_batch for row in terms.decode_attention] == [1, 2]
+
+
 def test_table_keeps_every_count():
     samples = measured(TERMS, grid())
     table = fit_terms(samples, Form(False, FEW_BANDS, "table")).dense.knots_tokens_ms

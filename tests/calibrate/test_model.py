@@ -5,14 +5,6 @@ import struct
 
 import pytest
 import torch
-from transformers import (
-    AutoModelForCausalLM,
-    LlamaConfig,
-    MistralConfig,
-    OPTConfig,
-    Qwen2Config,
-    Qwen3Config,
-)
 
 from calibrate.device import Device
 from calibrate.model import Transformer
@@ -43,34 +35,40 @@ LLAMA3 = {
     "high_freq_factor": 4.0, "original_max_position_embeddings": 16,
 }  # fmt: skip
 FAMILIES = {
-    "llama": (LlamaConfig(**SMALL), SPEC),
+    "llama": ("Llama", {}, {}),
     "llama-mha-tied": (
-        LlamaConfig(**SMALL | {"num_key_value_heads": 4, "tie_word_embeddings": True}),
-        SPEC | {"kv_heads": 4, "tied_embeddings": True},
+        "Llama",
+        {"num_key_value_heads": 4, "tie_word_embeddings": True},
+        {"kv_heads": 4, "tied_embeddings": True},
     ),
-    "llama-3.1": (LlamaConfig(**SMALL, rope_parameters=LLAMA3), SPEC),
-    "mistral": (MistralConfig(**SMALL, sliding_window=None), SPEC),
+    "llama-3.1": ("Llama", {"rope_parameters": LLAMA3}, {}),
+    "mistral": ("Mistral", {"sliding_window": None}, {}),
     "qwen2": (
-        Qwen2Config(**SMALL, rope_parameters={"rope_type": "default", "rope_theta": 1e6}),
-        SPEC | {"bias": "qkv"},
+        "Qwen2",
+        {"rope_parameters": {"rope_type": "default", "rope_theta": 1e6}},
+        {"bias": "qkv"},
     ),
-    "qwen3": (Qwen3Config(**SMALL, head_dim=16), SPEC | {"head_dim": 16, "qk_norm": True}),
+    "qwen3": ("Qwen3", {"head_dim": 16}, {"head_dim": 16, "qk_norm": True}),
     "opt": (
-        OPTConfig(
-            vocab_size=97, hidden_size=32, ffn_dim=48, num_hidden_layers=2, num_attention_heads=4,
-            max_position_embeddings=64, word_embed_proj_dim=32,
-        ),
-        SPEC | {"kv_heads": 4, "gated": False, "norm": "layernorm", "positions": "learned",
-                "tied_embeddings": True, "bias": "all"},
+        "OPT",
+        {"ffn_dim": 48, "word_embed_proj_dim": 32},
+        {"kv_heads": 4, "gated": False, "norm": "layernorm", "positions": "learned",
+         "tied_embeddings": True, "bias": "all"},
     ),
 }  # fmt: skip
+"""Name -> `transformers`' name of the architecture, and what differs from `SMALL` and `SPEC`."""
+NOT_OF_OPT = ("intermediate_size", "num_key_value_heads")
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
 def both(request, tmp_path_factory):
     """The model of `transformers`, and ours read from the checkpoint that it saved."""
-    config, spec = FAMILIES[request.param]
-    theirs = AutoModelForCausalLM.from_config(config).eval()
+    import transformers  # takes seconds, which no other test should wait for
+
+    name, changed, spec = FAMILIES[request.param]
+    sizes = {k: v for k, v in SMALL.items() if name != "OPT" or k not in NOT_OF_OPT}
+    config = getattr(transformers, f"{name}Config")(**sizes | changed)
+    theirs = transformers.AutoModelForCausalLM.from_config(config).eval()
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():  # every bias and norm counts
         for parameter in theirs.parameters():
@@ -78,7 +76,7 @@ def both(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp(request.param)
     theirs.save_pretrained(folder, max_shard_size="30KB")
     assert len(list(folder.glob("*.safetensors"))) > 1  # sharded
-    spec = Model(name=request.param, **spec)
+    spec = Model(name=request.param, **SPEC | spec)
     return theirs, Transformer.load(spec, folder, "fp32", CPU.torch_device)
 
 

@@ -13,7 +13,7 @@ from sim.cli import main
 from sim.costs.profile import load_profile
 from sim.types import BadInput
 
-SMALL = Scenario(seconds=0.5, max_model_len=64, max_output_len=8, loads=(0.8,))
+SMALL = Scenario(seconds=0.3, max_model_len=64, max_output_len=8, loads=(0.8,))
 
 
 @pytest.fixture(scope="module")
@@ -22,12 +22,11 @@ def measured(tmp_path_factory):
     folder = tmp_path_factory.mktemp("measured")
     whole = points.grid
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(points, "grid", lambda *arguments: whole(*arguments)[:90])
-        patch.setattr(rig, "CPU_STEP_TOKENS", 256)
+        patch.setattr(points, "grid", lambda *arguments: whole(*arguments)[:64])
+        patch.setattr(rig, "CPU_STEP_TOKENS", 128)
         patch.setattr(rig, "CPU_SEQUENCES", 8)
         patch.setattr(rig, "CPU_KV_BYTES", 4 << 20)
-        patch.setattr(measure, "CHEAP_S", 0.0)
-        patch.setattr(measure, "SLOW", 1e9)
+        patch.setattr(measure, "MAX_RUNS", 2)
         assert main(["calibrate", "measure", "--out", str(folder), "--budget-minutes", "9"]) == 0
     assert main(["calibrate", "fit", str(folder)]) == 0
     return folder

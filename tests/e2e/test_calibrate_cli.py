@@ -33,8 +33,7 @@ def small(monkeypatch):
     monkeypatch.setattr(rig, "CPU_STEP_TOKENS", 96)
     monkeypatch.setattr(rig, "CPU_SEQUENCES", 8)
     monkeypatch.setattr(rig, "CPU_KV_BYTES", 4 << 20)
-    monkeypatch.setattr(measure, "CHEAP_S", 0.0)
-    monkeypatch.setattr(measure, "SLOW", 1e9)
+    monkeypatch.setattr(measure, "MAX_RUNS", 4)
 
 
 def rows(folder):
@@ -46,7 +45,10 @@ def rows(folder):
 
 
 def test_measure_interrupt_resume_fit(cli, small, monkeypatch, tmp_path):
-    """An interrupted measurement goes on; its fit is a profile that `run` takes."""
+    """An interrupted measurement goes on; its fit is a profile that `run` takes.
+
+    Points that were visited too seldom when it was interrupted are measured anew.
+    """
     from calibrate.rig import DeviceRig
 
     real, calls = DeviceRig.run, []
@@ -70,10 +72,10 @@ def test_measure_interrupt_resume_fit(cli, small, monkeypatch, tmp_path):
     status, out, err = cli(*measure, "--json")
     assert status == 0
     outcome = json.loads(out)
-    assert (outcome["kept"], outcome["ok"], outcome["skipped_for_time"]) == (5, 28, 0)
+    assert (outcome["kept"], outcome["ok"], outcome["skipped_for_time"]) == (0, 28, 0)
     after = rows(folder)
-    assert {key: after[key] for key in before} == before
-    assert all(row.runs >= 10 and row.wall_ms >= row.device_ms > 0 for row in after.values())
+    assert after.keys() >= before.keys()
+    assert all(row.runs == 4 and row.wall_ms >= row.device_ms > 0 for row in after.values())
 
     about = json.loads((folder / "samples.json").read_text())
     assert (about["model"], about["gpu"], about["dtype"]) == ("tiny-llama", "cpu", "fp32")
@@ -192,7 +194,7 @@ def test_a_killed_measurement_goes_on(tmp_path):
     assert len(before) >= 5
     assert main([*command[3:], "--budget-minutes", "0.2"]) == 0
     after = rows(folder)
-    assert {key: after[key] for key in before} == before
+    assert after.keys() >= before.keys()
 
 
 @pytest.mark.alone

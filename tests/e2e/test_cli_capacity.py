@@ -15,6 +15,7 @@ workload:
   max_model_len: 2048
   arrivals: {process: poisson, rate: 30}
 slo: {ttft_ms: 60, tpot_ms: 40}
+run: {replications: 2}
 """
 
 
@@ -27,8 +28,14 @@ def cli(capsys):
     return run
 
 
+COARSE = ("--placement", "--width", "0.5")
+"""A bisection of few runs; how exact one gets is judged by the tests of the search itself."""
+
+
 @pytest.fixture
-def config(tmp_path):
+def config(tmp_path, monkeypatch):
+    monkeypatch.setattr("sim.study.run.SATURATION_REQUESTS", 400)
+    monkeypatch.setattr("sim.study.capacity.placement.AMPLE_INSTANCES", 32)
     path = tmp_path / "config.yaml"
     path.write_text(CONFIG)
     return path
@@ -36,7 +43,7 @@ def config(tmp_path):
 
 @pytest.mark.parametrize("algorithm", ["high", "low"])
 def test_a_placement_is_found_and_shown(cli, config, algorithm):
-    status, out, err = cli(config, "--placement", "--algorithm", algorithm)
+    status, out, err = cli(config, *COARSE, "--algorithm", algorithm)
     assert status == 0
     assert "req/s per GPU" in out
     assert "placement for 30 requests/s" in out
@@ -47,7 +54,7 @@ def test_a_placement_is_found_and_shown(cli, config, algorithm):
 
 
 def test_json_is_one_object_and_repeats(cli, config):
-    arguments = (config, "--placement", "--json", "--rate", 50, "--gpus-per-node", 2)
+    arguments = (config, *COARSE, "--json", "--rate", 50, "--gpus-per-node", 2)
     status, out, _ = cli(*arguments)
     found = json.loads(out)
     assert status == 0
@@ -76,7 +83,7 @@ def test_targets_out_of_reach_fail_after_the_table(cli, config):
 
 
 def test_the_placement_serves_the_rate_when_run(cli, config, capsys):
-    chosen = json.loads(cli(config, "--placement", "--algorithm", "low", "--json")[1])
+    chosen = json.loads(cli(config, *COARSE, "--algorithm", "low", "--json")[1])
     pools = ",".join(
         f"{{role: {role}, instances: {chosen['placement'][f'{role}_instances']}, "
         f"tp: {chosen['placement'][role]['tp']}, pp: {chosen['placement'][role]['pp']}}}"
@@ -91,7 +98,7 @@ def test_the_placement_serves_the_rate_when_run(cli, config, capsys):
     assert summary["slo_attainment"] == chosen["attainment_at_rate"]["total"]
 
 
-TWO = ("--policies", "continuous,distserve", "run.replications=2", "slo.ttft_ms=200")
+TWO = ("--policies", "continuous,distserve", "slo.ttft_ms=200")
 
 
 def test_capacity_by_bisection(cli, config, tmp_path):

@@ -16,6 +16,7 @@ from knotted import decode_price
 from sim.core.blocks import Piece
 from sim.core.instance import Instance
 from sim.core.spec import Settings
+from sim.core.speculation import SpeculativeInstance
 from sim.types import (
     Cluster,
     Decode,
@@ -143,7 +144,7 @@ def check_view(view: View, audit: Audit) -> None:
     prompts = [r.input_len for r in everyone]
     assert view.outstanding_tokens == sum(prompts)
     _check_blocks(view, decoding, cached)
-    _check_growth(view, cached)
+    _check_growth(view, decoding, cached)
 
 
 def shares(view: View) -> bool:
@@ -167,8 +168,8 @@ def _check_places(view: View, waiting: list[Request], running: list[Request]) ->
     """A request is in one place (I9), and knows it."""
     swapped = list(view.swapped.values())
     held = [*running, *swapped, *_moving(view), *_hidden(view)]
-    assert all(r.home is view for r in held)
-    assert all(r.home is (None if shares(view) else view) for r in waiting)
+    assert {r.home for r in held} <= {view}
+    assert {r.home for r in waiting} <= {None if shares(view) else view}
     held += waiting
     assert len({r.id for r in held}) == len(held), "a request is in two places"
     assert view.prefilling.keys() | view.paused.keys() <= view.running.keys()
@@ -190,11 +191,12 @@ def _check_places(view: View, waiting: list[Request], running: list[Request]) ->
 def _check_blocks(view: View, decoding: list[Request], cached: list[int]) -> None:
     """Used + free = total, on the GPU and in the swap space (I2)."""
     size = view.block_size
+    spare = -(-view.lookahead // size)  # blocks that hold drafted tokens only, at most
     for request, tokens in zip(decoding, cached, strict=True):
-        assert request.blocks == -(-tokens // size)
+        assert 0 <= request.blocks - -(-tokens // size) <= spare
     partial = [*view.prefilling.values(), *view.paused.values()]
     for request in [*partial, *view.swapped.values()]:
-        assert request.blocks == -(-request.prefilled // size)
+        assert 0 <= request.blocks - -(-request.prefilled // size) <= spare
     used = sum(r.blocks for r in view.running.values())
     assert view.free_blocks >= 0
     pulled = [*getattr(view, "in_transfer", {}).values(), *view.ready.values()]
@@ -233,16 +235,23 @@ def check_pool(view: Instance) -> None:
     assert refs == sum(held[-1][1] for held in pool.holding.values())
 
 
-def _check_growth(view: View, cached: list[int]) -> None:
+def _check_growth(view: View, decoding: list[Request], cached: list[int]) -> None:
     """Phases, growth and `steps_until_free_below` against brute force."""
+    if isinstance(view, SpeculativeInstance):
+        _check_drafted_growth(view, decoding, cached)
+        return
     size = view.block_size
-    rests = Counter(tokens % size for tokens in cached)
+    rests = Counter([tokens % size for tokens in cached])
     phases = [view.phases[(phase - view.steps) % size] for phase in range(size)]
     assert phases == [rests[phase] for phase in range(size)]
     assert view.growth_blocks == rests[0]
+    alike = tuple(rests.items())  # full blocks grow with nobody
 
     def growth(steps: int) -> int:
-        return sum(-(-(tokens + steps) // size) - -(-tokens // size) for tokens in cached)
+        grown = 0
+        for rest, count in alike:
+            grown += count * (-(-(rest + steps) // size) - (rest > 0))
+        return grown
 
     assert view.growth_over(0) == 0
     for steps in GROWTHS:
@@ -256,6 +265,20 @@ def _check_growth(view: View, cached: list[int]) -> None:
             assert steps > 10**9
         else:
             assert free - growth(steps) >= blocks > free - growth(steps + 1)
+
+
+def _check_drafted_growth(
+    view: SpeculativeInstance, decoding: list[Request], cached: list[int]
+) -> None:
+    """The next step's blocks hold the next token of each request and `lookahead` drafted ones."""
+    needed = [-(-(tokens + 1 + view.lookahead) // view.block_size) for tokens in cached]
+    held = [request.blocks for request in decoding]
+    growth = sum(max(need - has, 0) for need, has in zip(needed, held, strict=True))
+    assert view.growth_blocks == view.growth_over(1) == growth
+    free = view.free_blocks
+    assert (view.steps_until_free_below(free) == 0) == (growth > 0)
+    assert view.steps_until_free_below(free + 1) == 0
+    assert view.decode_tokens >= view.num_decoding
 
 
 # -- the plan -------------------------------------------------------------------------------------
@@ -281,8 +304,10 @@ def _check_not_stuck(view: View, plan: Plan | None) -> None:
 
 def same_plan(a: object, b: object) -> bool:
     """Whether two plans (or parts of plans) say the same."""
+    if a is b:
+        return True
     if isinstance(a, Request) or isinstance(b, Request):
-        return a is b
+        return False
     if isinstance(a, Plan | Preemption):
         slots = type(a).__slots__
         return type(a) is type(b) and all(
@@ -292,7 +317,7 @@ def same_plan(a: object, b: object) -> bool:
         return (
             isinstance(b, list | tuple)
             and len(a) == len(b)
-            and all(same_plan(x, y) for x, y in zip(a, b, strict=True))
+            and all(x is y or same_plan(x, y) for x, y in zip(a, b, strict=True))
         )
     return a == b
 
@@ -355,6 +380,9 @@ def expected_price(view: View, plan: Plan | None, settings: Settings) -> int | N
     if isinstance(view, Instance) and view.pool is not None and _may_hit(plan):
         return None
     if isinstance(plan, Decode):
+        if plan.at_once and not plan.changes:
+            tokens = view.kv_tokens + sum(r.prefilled for r in plan.admit)
+            return decode_price(cost, view.num_decoding + len(plan.admit), tokens)
         if plan.changes or not view.num_decoding:
             return None
         price = decode_price(cost, view.num_decoding, view.kv_tokens)

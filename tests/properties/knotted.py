@@ -29,6 +29,16 @@ class KnottedCost(CostModel):
             self._pieces[batch] = self._build(batch)
         return self._pieces[batch]
 
+    def verify(self, batch: N, drafts: N) -> DecodePiece:
+        """Return the pieces of a batch with a third of the drafted rows more."""
+        return self.decode(batch + batch * drafts // 3)
+
+    def verify_step(
+        self, chunks: N, new: N, context: N, quad: N, batch: N, kv: N, drafts: N
+    ) -> int:
+        """Price a step with a third of the drafted rows more."""
+        return self.step(chunks, new, context, quad, batch + batch * drafts // 3, kv)
+
     def _build(self, batch: N) -> DecodePiece:
         unit, part = self.unit_fs, self.unit_fs // 8
         first, second = self.knots
@@ -67,13 +77,18 @@ class ScaledCost(CostModel):
     def __init__(self, inner: CostModel, factor: int) -> None:
         self.inner = inner
         self.factor = factor
-        self._pieces: dict[N, DecodePiece] = {}
+        self._pieces: dict[tuple[N, N], DecodePiece] = {}
 
     def decode(self, batch: N) -> DecodePiece:
         """Return the scaled pieces."""
-        if batch not in self._pieces:
-            self._pieces[batch] = self._scaled(self.inner.decode(batch))
-        return self._pieces[batch]
+        return self.verify(batch, 0)
+
+    def verify(self, batch: N, drafts: N) -> DecodePiece:
+        """Return the scaled pieces."""
+        key = (batch, drafts)
+        if key not in self._pieces:
+            self._pieces[key] = self._scaled(self.inner.verify(batch, drafts))
+        return self._pieces[key]
 
     def _scaled(self, piece: DecodePiece) -> DecodePiece:
         copy = DecodePiece(piece.base_fs * self.factor, piece.slope_fs * self.factor, piece.kv_end)
@@ -85,6 +100,13 @@ class ScaledCost(CostModel):
     def step(self, chunks: N, new: N, context: N, quad: N, batch: N, kv: N) -> int:
         """Return the scaled price."""
         return self.inner.step(chunks, new, context, quad, batch, kv) * self.factor
+
+    def verify_step(
+        self, chunks: N, new: N, context: N, quad: N, batch: N, kv: N, drafts: N
+    ) -> int:
+        """Return the scaled price."""
+        held = chunks, new, context, quad, batch, kv
+        return self.inner.verify_step(*held, drafts) * self.factor
 
     def extrapolates(self, new: N, batch: N) -> bool:
         """As the other model."""

@@ -16,7 +16,8 @@ from static_oracle import check_static
 from sim.core.failures import Failures
 from sim.core.instance import Instance
 from sim.core.records import DECODE, KINDS, STATIC_DECODE, RunRecord
-from sim.core.simulation import Simulation
+from sim.core.simulation import Simulation, simulate
+from sim.core.speculation import SpeculativeInstance
 from sim.types import Request, to_fs
 from sim.types.request import BRIDGED
 
@@ -124,6 +125,11 @@ def run(case: Scenario, fuse: bool = True) -> Run:
     if sim.failures is not None:
         _watch(sim.failures, audit)
     return Run(case, sim.run(), sim, audit)
+
+
+def recorded(case: Scenario) -> RunRecord:
+    """Run a scenario without an audit, where two runs are compared."""
+    return simulate(case.trace, case.new_policy(), case.specs, case.settings())
 
 
 def _watch(failures: Failures, audit: Audit) -> None:
@@ -266,6 +272,7 @@ def _check_tokens(done: Run) -> None:
     assert (emitted[columns["status"] == "rejected"] == 0).all()
     emitting = steps["emitting"].astype(np.int64)
     gaps = (steps["n_steps"] * emitting).sum() - steps["odd"].sum() + len(done.record.gaps_s)
+    gaps += done.record.counters.get("accepted_tokens", 0)  # come with the token before
     assert gaps == np.maximum(emitted - 1, 0).sum()
     if not finished.all():
         return
@@ -331,14 +338,17 @@ def _check_price_after_changes(done: Run, entry: dict[str, Any], since_s: float)
     The copies were made since the step before, at `since_s`, or the last repair. `kv_tokens` counts
     paused and half-prefilled requests too, so it bounds what the batch holds.
     """
-    cost, batch = done.scenario.specs[entry["instance"]].cost, entry["decode_requests"]
+    instance = done.sim.instances[entry["instance"]]
+    cost, batch = instance.cost, entry["decode_requests"]
+    if isinstance(instance, SpeculativeInstance) and instance.control is not None:
+        return  # its K has changed since; step by step each of these steps has its own plan
     copied_s = 0.0
     for outage in done.record.outages:
         if outage.instance == entry["instance"] and outage.end_s <= entry["start_s"]:
             since_s = max(since_s, outage.end_s)
-    for start_s, duration_s, instance, *_ in done.record.swaps:
+    for start_s, duration_s, where, *_ in done.record.swaps:
         late_s = entry["start_s"] + copied_s + TOLERANCE_S
-        if instance == entry["instance"] and since_s - TOLERANCE_S < start_s < late_s:
+        if where == entry["instance"] and since_s - TOLERANCE_S < start_s < late_s:
             copied_s += duration_s
     held = entry["kv_tokens"]
     lowest = 0 if done.audit.labels["a partial prompt"] else held

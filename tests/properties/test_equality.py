@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from record_checks import assert_same, check, labels, run
+from record_checks import assert_same, check, labels, recorded, run
 from scenarios import ahead, policy_names, scenario
 
 from policies import load
@@ -93,8 +93,8 @@ def test_prefix_caching_changes_nothing_where_nothing_is_found(policy):
         case = scenario(seed, policy)
         trace = replace(case.trace, prefix_group=None, prefix_len=None, block_hashes=None)
         options = case.options | {"enable_prefix_caching": False, "outages": None}
-        off = run(case.but(trace=trace, options=options)).record
-        on = run(case.but(trace=trace, options=options | {"enable_prefix_caching": True})).record
+        off = recorded(case.but(trace=trace, options=options))
+        on = recorded(case.but(trace=trace, options=options | {"enable_prefix_caching": True}))
         if off.requests["preemptions"].any():
             continue
         assert on.counters.pop("prefix_recomputed_tokens", 0) == 0

@@ -4,6 +4,7 @@ I1-I6, I9 and I12 are checked on audited runs whose seeds Hypothesis draws (dera
 seeds 0..n-1; I7, I10 and I11 compare runs. I8 is `test_equality.py`.
 """
 
+import json
 import os
 import subprocess
 import sys
@@ -15,11 +16,13 @@ import numpy as np
 import pytest
 from hypothesis import event, example, given, settings
 from hypothesis import strategies as st
-from record_checks import CASES, Run, assert_same, check, labels, run
+from record_checks import CASES, assert_same, check, labels, recorded, run
 from scenarios import policy_names, scenario
 from transforms import ROUTERS_BY_STATE, doubled, with_strangers
 
-SEEDS, EXAMPLES, EXAMPLES_SLOW = 40, 20, 100
+from sim.core.records import RunRecord
+
+SEEDS, EXAMPLES, EXAMPLES_SLOW = 40, 10, 100
 PAIRS, PAIRS_SLOW = 12, 100
 TIMES = (
     *("arrival_s", "deadline_s", "queued_s", "prefill_start_s", "prefill_end_s"),
@@ -49,9 +52,26 @@ def explore(policy: str, examples: int) -> Counter[str]:
     return reached
 
 
+@pytest.fixture(scope="session")
+def notes(tmp_path_factory):
+    """A folder of this test run, the same in all of its processes."""
+    folder = tmp_path_factory.getbasetemp()
+    return folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder
+
+
+def explored(policy: str, notes: Path) -> Counter[str]:
+    """As `explore`, but what a process of this test run has found is noted for the others."""
+    note = notes / f"reached-{policy}.json"
+    if not note.exists():
+        aside = note.with_suffix(f".{os.getpid()}")
+        aside.write_text(json.dumps(explore(policy, EXAMPLES), default=int))
+        aside.replace(note)
+    return Counter(json.loads(note.read_text()))
+
+
 @pytest.mark.parametrize("policy", policy_names())
-def test_invariants(policy):
-    assert explore(policy, EXAMPLES)
+def test_invariants(policy, notes):
+    assert explored(policy, notes)
 
 
 @pytest.mark.slow
@@ -60,14 +80,6 @@ def test_invariants_100(policy, record_property):
     figure = f"{SEEDS + EXAMPLES_SLOW} random runs"
     record_property("evidence", f"invariants I1-I6, I9, I12, {policy}: {figure}")
     assert explore(policy, EXAMPLES_SLOW)
-
-
-def test_the_runs_reach_every_case():
-    reached = sum((explore(name, EXAMPLES) for name in policy_names()), Counter())
-    assert [case for case in CASES if not reached[case]] == []
-    kinds = {"Prefill", "Mixed", "Decode", "RunToCompletion", "Wait"}
-    assert [kind for kind in sorted(kinds) if not reached[f"plan {kind}"]] == []
-    assert reached["a priced step"] > 1000
 
 
 # -- I7 -------------------------------------------------------------------------------------------
@@ -88,7 +100,7 @@ def test_same_bytes_in_fresh_processes():
 def test_same_run_twice(policy):
     for seed in range(4):
         case = scenario(seed, policy)
-        assert_same(run(case).record, run(case).record)
+        assert_same(recorded(case), recorded(case))
 
 
 # -- I10 ------------------------------------------------------------------------------------------
@@ -106,7 +118,7 @@ def check_doubling(policy: str, seeds: range) -> None:
         # does to their queue a femtosecond later; everything else doubles to the last bit.
         loose = case.split or case.new_policy().queue_scope == "cluster"
         margin = 1e-9 if loose else 0.0
-        once, twice = run(case).record, run(doubled(case)).record
+        once, twice = recorded(case), recorded(doubled(case))
         for name, values in once.requests.items():
             wanted = 2 * values if name in TIMES else values
             _assert_near(twice.requests[name], wanted, margin, f"{name} {seed}")
@@ -153,18 +165,18 @@ def check_relabelling(policy: str, seeds: range) -> None:
         if policy == "chaos":  # its groups are made of ids
             case = case.but(config=case.config.model_copy(update={"groups": 1}))
         relabelled, new_id = with_strangers(case, seed)
-        _assert_relabelled(run(case), run(relabelled), new_id)
+        _assert_relabelled(recorded(case), recorded(relabelled), new_id)
 
 
-def _assert_relabelled(plain: Run, other: Run, new_id: np.ndarray) -> None:
-    ours = np.isin(other.record.requests["request_id"], new_id)
-    assert (other.record.requests["status"][~ours] == "rejected").all()
-    for name, values in plain.record.requests.items():
+def _assert_relabelled(plain: RunRecord, other: RunRecord, new_id: np.ndarray) -> None:
+    ours = np.isin(other.requests["request_id"], new_id)
+    assert (other.requests["status"][~ours] == "rejected").all()
+    for name, values in plain.requests.items():
         wanted = new_id[values] if name == "request_id" else values
-        np.testing.assert_array_equal(other.record.requests[name][ours], wanted, err_msg=name)
-    assert plain.record.counters == other.record.counters
-    np.testing.assert_array_equal(plain.record.steps, other.record.steps)
-    np.testing.assert_array_equal(plain.record.gaps_s, other.record.gaps_s)
+        np.testing.assert_array_equal(other.requests[name][ours], wanted, err_msg=name)
+    assert plain.counters == other.counters
+    np.testing.assert_array_equal(plain.steps, other.steps)
+    np.testing.assert_array_equal(plain.gaps_s, other.gaps_s)
 
 
 @pytest.mark.parametrize("policy", policy_names())
@@ -176,3 +188,15 @@ def test_relabelling_changes_nothing(policy):
 @pytest.mark.parametrize("policy", policy_names())
 def test_relabelling_changes_nothing_100(policy):
     check_relabelling(policy, range(PAIRS_SLOW))
+
+
+# -- the cases ----------------------------------------------------------------------------------
+
+
+def test_the_runs_reach_every_case(notes):
+    """Last, so that the others have noted what they reached."""
+    reached = sum((explored(name, notes) for name in policy_names()), Counter())
+    assert [case for case in CASES if not reached[case]] == []
+    kinds = {"Prefill", "Mixed", "Decode", "RunToCompletion", "Wait"}
+    assert [kind for kind in sorted(kinds) if not reached[f"plan {kind}"]] == []
+    assert reached["a priced step"] > 1000

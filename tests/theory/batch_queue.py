@@ -65,7 +65,8 @@ def measure(rho: float, seed: int, count: int, **config: Any) -> Measured:
     arrival_s = np.cumsum(np.random.default_rng(seed).exponential(1 / rate, count))
     ones = np.ones(count, np.int64)
     cls = load("smdp")
-    made = cls.Config(service=SERVICE, mean_gap_s=1 / rate, max_wait_s=1e6, **config)
+    known = {"service": SERVICE, "mean_gap_s": 1 / rate, "max_wait_s": 1e6}
+    made = cls.Config(**known | config)
     specs = [InstanceSpec(AffineCost(BASE_MS / 1e3, REQUEST_MS / 1e3), 10**6)]
     record = simulate(Trace(ones, ones, arrival_s), cls(made), specs, Settings())  # type: ignore[call-arg]
     first, last = int(EDGE * count), int((1 - EDGE) * count)

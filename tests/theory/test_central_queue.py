@@ -21,7 +21,7 @@ from queueing import (
 Record = Callable[[str, object], None]
 STEPS = {"fixed": 10, "geometric": 1000}
 """A geometric number of steps of mean 1000 is exponential but for its square, 0.05 % smaller."""
-REQUESTS, REQUESTS_SLOW = 4000, 50_000
+REQUESTS, REQUESTS_SLOW = 1500, 50_000
 POLICY = "continuous"
 
 

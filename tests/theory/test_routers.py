@@ -22,9 +22,9 @@ STEPS = 10
 SERVICE_S = STEPS * STEP_S
 Record = Callable[[str, object], None]
 COUNT = 4
-LOADS = [0.6, 0.8]
-REQUESTS, REQUESTS_SLOW = 4000, 50_000
-CIW_REQUESTS, CIW_REQUESTS_SLOW = 1000, 5000
+LOADS = [0.8]
+REQUESTS, REQUESTS_SLOW = 2000, 50_000
+CIW_REQUESTS, CIW_REQUESTS_SLOW = 500, 5000
 STRAGGLERS = 200
 """Customers Ciw serves beyond those looked at, so that none of them is still there."""
 POLICY = "continuous"

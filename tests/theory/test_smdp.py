@@ -151,6 +151,30 @@ def test_simulation_meets_the_prediction_in_all_cells(record_property):
         assert hits >= 25  # 28.5 expected; fewer has a chance of 0.3 %
 
 
+def check_bands(rho, reps, count, most, record):
+    """The rate is seen, not given, and has no table of its own: that costs hardly anything."""
+
+    def costs(**config):
+        found = [measure(rho, s, count, power_weight_ms=1, **config) for s in range(reps)]
+        return np.array([run.cost(1) for run in found])
+
+    more = costs(mean_gap_s=None) / costs() - 1
+    low, high = interval(more, 0.95)
+    record("evidence", f"SMDP at rho {rho}, load bands instead of the known rate: "
+           f"[{low:+.2%}, {high:+.2%}] of the cost, paired, {reps} x {count:,}")  # fmt: skip
+    assert high < most
+
+
+def test_load_bands_cost_hardly_more(record_property):
+    check_bands(0.25, 3, 1500, 0.015, record_property)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rho", [0.1, 0.25, 0.45, 0.7, 0.85, 0.9])
+def test_load_bands_cost_hardly_more_6000(rho, record_property):
+    check_bands(rho, 8, 6000, 0.005, record_property)
+
+
 RULES = [
     {"rule": "greedy"},
     *[{"rule": "fixed", "batch_size": n} for n in (1, 2, 4, 8, 16, 32)],

@@ -193,7 +193,7 @@ def test_a_device_does_not_fail():
 def test_without_failures_nobody_pays():
     sim = Simulation(trace((0, 1, 1)), continuous(), [one()], Settings())
     assert sim.failures is None
-    assert sim.only is sim.instances[0]
+    assert sim.entry is sim.instances[0]
     assert sim.run().outages == []
 
 

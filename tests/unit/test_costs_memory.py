@@ -24,8 +24,8 @@ A100 = gpu_named("a100-40gb")
 def test_catalogue_is_complete():
     assert sorted(models()) == [
         "codellama-34b", "llama-2-13b", "llama-2-70b", "llama-2-7b", "llama-3.1-70b",
-        "llama-3.1-8b", "mistral-7b", "opt-13b", "opt-66b", "qwen2.5-32b", "qwen2.5-7b",
-        "qwen3-32b", "tiny-llama",
+        "llama-3.1-8b", "llama-3.2-1b", "llama-68m", "mistral-7b", "opt-13b", "opt-66b",
+        "qwen2.5-0.5b", "qwen2.5-32b", "qwen2.5-7b", "qwen3-32b", "tiny-llama",
     ]  # fmt: skip
     assert sorted(gpus()) == [
         "a100-40gb", "a100-80gb", "cpu", "h100", "h200", "l40s", "rtx-4090", "rtx-pro-6000",

@@ -1,6 +1,8 @@
-"""The pages on policies name what there is."""
+"""The pages on policies name what there is, and the scripts of the pages import it."""
 
+import ast
 import re
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -36,3 +38,14 @@ def test_the_parameters_it_names_exist(page, name, text):
 def test_a_policy_has_one_section():
     names = [name for _, name, _ in SECTIONS]
     assert len(names) == len(set(names)) >= 10
+
+
+@pytest.mark.parametrize("script", sorted(DOCS.glob("*.py")), ids=lambda path: path.stem)
+def test_scripts_import_what_there_is(script):
+    """They are run by hand: nobody else would notice."""
+    for node in ast.walk(ast.parse(script.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module.split(".")[0] in ("sim", "policies"):
+            module = import_module(node.module)
+            for alias in node.names:
+                if not hasattr(module, alias.name):
+                    import_module(f"{node.module}.{alias.name}")

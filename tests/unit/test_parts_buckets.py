@@ -296,7 +296,7 @@ def test_cost_of_algorithm_1(capsys: pytest.CaptureFixture[str]) -> None:
     draw = random.Random(0)
     lengths = [draw.randint(1, 4095) for _ in range(10_000)]
     quiet, moving, widest = [], [], []
-    for _ in range(5):
+    for _ in range(3):
         bench = Bench(rule(4, 4096, theta=1.0), lengths)
         quiet.append(seconds(bench))
         bench = Bench(rule(10**4 - 1, 4096, theta=0.4), lengths)
@@ -320,8 +320,9 @@ def test_cost_of_algorithm_1(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_adjust_moves_no_request() -> None:
-    """The bar: at most log2(max_buckets) + merges moves a request; here bins keep theirs."""
+    """What Algorithm 1 moves, and counts, this queue leaves where it is: bins keep theirs."""
     bench = Bench(rule(4, to_fixpoint=True), [10, 20, 30, 40, 50, 600, 700])
+    bench.queue.counts()  # fills the bins
     places = dict(bench.queue._places)
     lists = {at: entries.pieces[0] for at, entries in bench.queue._bins.items()}
     bench.adjust()
@@ -332,6 +333,65 @@ def test_adjust_moves_no_request() -> None:
     assert bench.adjust() == ([0], [2])
     assert bench.queue._places == places
     assert all(entries.pieces[0] is lists[at] for at, entries in bench.queue._bins.items())
+
+
+class Moves:
+    """How often Algorithm 1 as published puts each request into another bucket."""
+
+    def __init__(self, bench: Bench) -> None:
+        self.bench = bench
+        self.moves: dict[int, int] = {}
+        self.merges: dict[int, int] = {}
+
+    def width(self, waiting: Request) -> int:
+        begin, end = self.bench.queue.span(self.bench.queue.bucket_of(waiting))
+        return end - begin
+
+    def adjust(self) -> None:
+        """Review the buckets; a request moves once a halving of its bucket, once a merge."""
+        counts = self.bench.queue.operation_counts
+        waiting = list(self.bench.queue)
+        widths = {r.id: self.width(r) for r in waiting}
+        merges = counts["merges"]
+        self.bench.adjust()
+        merged = counts["merges"] - merges
+        for r in waiting:
+            halvings = 0 if merged else (widths[r.id] // self.width(r)).bit_length() - 1
+            self.moves[r.id] = self.moves.get(r.id, 0) + merged + halvings
+            self.merges[r.id] = self.merges.get(r.id, 0) + merged
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_how_often_a_request_moves(seed: int) -> None:
+    """At most the halvings that a bucket allows after each merge, and the merges.
+
+    That is log2(bins) = max_buckets - 1 halvings, not log2(max_buckets): Algorithm 1 may halve the
+    same end again and again.
+    """
+    draw = random.Random(seed)
+    most = draw.choice([2, 4, 8])
+    midpoints = rule(draw.choice([1, 4, 20]), 4096, 0.5, False, draw.random() < 0.5, most)
+    bench = Bench(midpoints, [])
+    moves = Moves(bench)
+    waiting: list[Request] = []
+    for _ in range(60):
+        bench.push(*[int(2 ** draw.uniform(0, 12)) for _ in range(draw.randint(0, 12))])
+        moves.adjust()
+        waiting = list(bench.queue)
+        for gone in draw.sample(waiting, draw.randint(0, len(waiting))):
+            bench.queue.remove(gone)
+    assert sum(moves.moves.values()) == bench.queue.operation_counts["moves"]
+    assert midpoints.bins == 1 << (most - 1)
+    for id, count in moves.moves.items():
+        merges = moves.merges[id]
+        assert count <= (merges + 1) * (most - 1) + merges
+
+
+def test_a_request_can_move_more_often_than_log2_of_the_buckets() -> None:
+    bench = Bench(rule(1, 4096, to_fixpoint=True), [5, 6])
+    moves = Moves(bench)
+    moves.adjust()
+    assert (moves.moves, len(bench.queue.cuts)) == ({0: 7, 1: 7}, 8)
 
 
 def test_pushing_and_removing_stays_cheap_in_a_long_queue() -> None:

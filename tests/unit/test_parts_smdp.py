@@ -170,9 +170,7 @@ def test_bands_are_kept_until_another_centre_is_passed():
 def test_a_load_beyond_the_bands_gets_the_nearest():
     nine = bands()
     assert (nine.next_band(0.0, -1), nine.next_band(7.0, -1)) == (0, 8)
-    assert [nine.beyond(x) for x in (0.04, 0.06, 0.5, 0.94, 0.96, 3.0)] == [
-        *(True, False, False, False, True, True)
-    ]
+    assert [nine.beyond(x) for x in (0.04, 0.06, 0.5, 0.94, 0.96, 3.0)] == [-1, 0, 0, 0, 1, 1]
 
 
 def push(queue, view, gaps):
@@ -200,9 +198,12 @@ def test_the_queue_follows_the_rate():
     push(queue, view, [0.0, 2 / full])
     assert (queue.gap_s, queue.band) == (pytest.approx(2 / full), 4)
     push(RatedQueue(policy.book), view, [1.0])
-    assert policy.operation_counts == {"beyond_bands": 0}
+    assert policy.operation_counts == {"below_bands": 0, "above_bands": 0}
     push(queue, view, [0.0001] * 20)
-    assert policy.operation_counts["beyond_bands"] > 0
+    above = policy.operation_counts["above_bands"]
+    assert above > 0
+    push(queue, view, [1000.0] * 2)
+    assert policy.operation_counts == {"below_bands": 2, "above_bands": above}
 
 
 def test_a_law_from_the_cost_model():

@@ -46,6 +46,15 @@ def test_arrivals_go_round():
     assert arrive(policy, cluster) == b.id  # something waits there
 
 
+def test_without_tickets_high_priority_takes_no_arrival():
+    policy, (a, b, high), cluster = setup(ticket_seats=0)
+    assert [arrive(policy, cluster) for _ in range(2)] == [a.id, b.id]
+    policy, (a, _, high), cluster = setup(ticket_seats=0.02, max_num_seqs=100)
+    for id, wanted in ((1, high), (2, high), (3, a)):
+        assert arrive(policy, cluster) == wanted.id
+        decode(high, id, 4)
+
+
 def test_no_ticket_when_memory_is_short():
     policy, (a, _, high), cluster = setup()
     high.outstanding_tokens = 361  # of 400

@@ -36,10 +36,15 @@ def test_every_policy_load_and_size_is_a_case():
     labels = (*bench.POLICIES, *bench.OTHERS)
     cases = list(bench._cases((10, 20, 30), dict.fromkeys(labels, 1.0)))
     assert len(cases) == 3 * 3 * 3 + len(bench.OTHERS) * 3
-    variants = {"continuous v0", "continuous v1", bench.AHEAD}
+    named = {"continuous v0", "continuous v1"}
+    variants = named | {bench.AHEAD, bench.RESCUES, bench.SPECULATES}
     assert {c["policy"] for c in cases} - variants <= set(names())
     assert bench.experiment(CASE | {"policy": bench.AHEAD}).engine.async_scheduling
-    assert set(names()) <= {c["policy"].split()[0] for c in cases}
+    (bounded, *_) = (bench.experiment(c) for c in cases if c["policy"] == bench.RESCUES)
+    assert (bounded.policies[0].name, bounded.cluster.count) == ("ascendra", 3)
+    assert bounded.slo.ttft_ms == 1000
+    assert bounded.workload.arrivals.rate == pytest.approx(3 * 0.9)
+    assert set(names()) <= {c["policy"].split()[0].rstrip(",") for c in cases}
     assert bench.experiment(cases[0] | {"instances": 16}).cluster.count == 16
 
 

@@ -1,6 +1,7 @@
 """What is cited, and what a policy says about itself."""
 
 import re
+from typing import get_args
 
 import pytest
 
@@ -8,8 +9,9 @@ import policies
 from policies.base import Config, Policy, Pool
 from sim.costs.catalogue import models
 from sim.costs.library import list_profiles
+from sim.costs.power import PowerModel
 from sim.study.bibliography import BIBTEX, ENTRIES, MARKS, cited_in, marks
-from sim.study.citations import DATA_SETS, MODELS, _of_data
+from sim.study.citations import DATA_SETS, MODELS, POWER, _of_data, _used
 from sim.study.policy_facts import policy_facts, section, short_reference
 from workloads.lengths.tables import table_names
 from workloads.read import format_names
@@ -51,7 +53,7 @@ def test_entries_are_meant_by_their_identifiers(text, keys):
      ("sarathi", "agrawal2024sarathi"), ("splitwise", "patel2024splitwise"),
      ("distserve", "zhong2024distserve"), ("bucketserve", "zheng2025bucketserve"),
      ("bucketserve-optimal", "jagadish1998histograms"), ("uellm", "he2024uellm"),
-     ("deadline-batch", "liu1973scheduling")],
+     ("deadline-batch", "liu1973scheduling"), ("cosine", "gao2025cosine")],
 )  # fmt: skip
 def test_policies_cite_their_papers(name, key):
     assert key in cited_in(section(policies.load(name), "Reference"))
@@ -64,7 +66,8 @@ def test_all_that_is_shipped_has_an_entry():
         assert cited_in(profile.source), profile.name
     for name in table_names():
         assert _of_data(name, "auto"), name
-    assert set(MODELS.values()) | {k for keys in DATA_SETS.values() for k in keys} <= set(ENTRIES)
+    named = [*DATA_SETS.values(), *POWER.values()]
+    assert set(MODELS.values()) | {k for keys in named for k in keys} <= set(ENTRIES)
     assert set(format_names()) - set(DATA_SETS) <= {"plain", "vllm"}
 
 
@@ -82,6 +85,14 @@ def test_all_that_is_shipped_has_an_entry():
 )  # fmt: skip
 def test_files_are_cited_by_format_or_name(name, format, keys):
     assert _of_data(name, format) == keys
+
+
+def test_power_is_cited_if_asked_for():
+    config = {"policy": [], "cluster": {"model": "opt-13b"}, "about": {}, "workload": {}}
+    assert not any(thing.startswith("power") for thing, _ in _used(config))
+    asked = dict(_used(config | {"power": {"model": "logistic"}}))
+    assert asked["power model logistic"] == ["patel2024splitwise", "vllmsemanticrouter"]
+    assert set(POWER) == set(get_args(PowerModel))
 
 
 class NeedsMore(Config):

@@ -244,7 +244,8 @@ def test_attainment_is_the_mean_of_the_replications():
 
 
 @pytest.mark.parametrize(("algorithm", "tried", "skipped"), [("high", 8, 4), ("low", 5, 15)])
-def test_a_small_search(algorithm, tried, skipped):
+def test_a_small_search(algorithm, tried, skipped, monkeypatch):
+    monkeypatch.setattr("sim.study.capacity.placement.AMPLE_INSTANCES", 32)
     small = experiment(cluster={"count": 4}, slo={"ttft_ms": 60})
     search = Search(30.0, algorithm, gpus_per_node=3, max_gpu_rate_per_s=64, width_per_s=16)
     found = place(small, search)

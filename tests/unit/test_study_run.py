@@ -305,6 +305,18 @@ def test_notices_tell_what_happened():
     assert "derived, not measured" in said
 
 
+@pytest.mark.parametrize(("rate", "said"), [
+    (1e4, "load above all bands and got the highest's table"),
+    (1.0, "load below all bands and got the lowest's table"),
+])  # fmt: skip
+def test_a_table_for_another_rate_is_told(rate, said):
+    """The default service law: 3,000 requests a second at most."""
+    smdp = {"name": "smdp", "service": {}}
+    workload = {"source": "fixed", "input_len": 5, "output_len": 1, "num_requests": 9}
+    result = run(experiment(policy=smdp, workload=workload | arrivals("poisson", rate=rate)))
+    assert any(said in note for note in result.notes)
+
+
 def test_equal_replications_are_said_to_be_equal():
     chosen = experiment(
         workload={"source": "fixed", "input_len": 50, "output_len": 5}

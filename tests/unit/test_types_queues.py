@@ -1,6 +1,9 @@
 """The waiting queue."""
 
-from sim.types import Fifo, Request
+import numpy as np
+
+from sim.types import ByKey, Fifo, Request
+from sim.types.queues import PIECE
 
 
 def request(id: int, tokens: int) -> Request:
@@ -50,3 +53,19 @@ def test_tokens_are_what_is_to_be_prefilled():
     assert queue.tokens == 14
     queue.remove(recomputed)
     assert queue.tokens == 0
+
+
+def test_entries_above_a_key():
+    """Over several pieces, with equal keys; the re-queued are none of them."""
+    keys = np.random.default_rng(0).integers(0, 300, 4 * PIECE).tolist()
+    queue = ByKey(lambda r: keys[r.id])
+    requests = [request(id, 1) for id in range(len(keys))]
+    for each in requests:
+        queue.push(each)
+    queue.push_front(request(10_000, 1))
+    queue.remove(requests[7])
+    wanted = sorted((keys[r.id], r.id) for r in requests if r.id != 7)
+    assert [entry[:2] for entry in queue.entries()] == wanted
+    for above in (-1, 0, 150, 298.5, 299, 1000):
+        assert [e[:2] for e in queue.entries(above)] == [w for w in wanted if w[0] > above]
+    assert queue.key(requests[8]) == keys[8]

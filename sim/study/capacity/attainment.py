@@ -23,7 +23,7 @@ from sim.core.records import RunRecord
 from sim.core.simulation import simulate
 from sim.study.build import build, settings
 from sim.study.config import Experiment, PolicyChoice, PoolConfig
-from sim.study.run import failure_seed, requests_of, router_seed
+from sim.study.run import engine_seeds, requests_of
 from sim.study.statistics.clock import CLIENT
 from sim.types import FS_PER_S, BadInput, Trace
 from workloads.arrivals import Ramp, TraceTimes
@@ -97,8 +97,7 @@ def attained(
     """
     trace = requests_of(experiment, index)
     setup = build(experiment, choice)
-    seeds = router_seed(experiment, index), failure_seed(experiment, index)
-    how = settings(experiment, setup.policy, trace, *seeds)
+    how = settings(experiment, setup.policy, trace, *engine_seeds(experiment, index))
     if least is not None and experiment.engine.ttft_clock == CLIENT:
         how.misses = _limit(experiment, trace, least)
     try:

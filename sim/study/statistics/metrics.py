@@ -21,11 +21,12 @@ Definitions (design section 7, style section 4):
 * `effective_requests`: independent requests that the mean TTFT is worth (`stability`).
 * `classes`: counts, attainments, TTFT and TPOT by source, task, priority and prompt length
   (`sim.study.statistics.classes`).
-* Figures of the phases: `sim.study.statistics.phases`.
+* Figures of the phases: `sim.study.statistics.phases`. Energy: `sim.study.statistics.energy`.
 * With `engine.enable_prefix_caching`, over the whole run: `prefix_cache_queries` and
   `prefix_cache_hits` (prompt tokens looked up when a request is first admitted, and those of them
   found, as vLLM counts), `prefix_cache_hit_rate`, and `prefix_cache_hit_rate_preempted` (of what
   preempted requests had to cover again).
+* With `speculative`: `sim.study.statistics.speculation`.
 * `mfu`: FLOPs of the tokens served (each once: no padding, no recomputation, no finished rows) over
   peak FLOPs * duration.
 """
@@ -49,9 +50,11 @@ from sim.study.config import SloConfig
 from sim.study.statistics.classes import Bools, ClassFigures, Outcomes, class_figures
 from sim.study.statistics.clock import BY_CLIENT, Clock
 from sim.study.statistics.downtime import downtime_figures
+from sim.study.statistics.energy import ClusterPower, energy_figures
 from sim.study.statistics.moments import moments, run_moments
 from sim.study.statistics.phases import phase_figures
 from sim.study.statistics.runs import Floats, Runs
+from sim.study.statistics.speculation import speculation_figures
 from sim.study.statistics.stability import effective_requests, verdict
 from sim.types import FS_PER_S, CostModel
 
@@ -77,6 +80,7 @@ class Frame:
         attention_flops_per_pair: of a query token with a key token.
         clock: whose TTFT and E2E.
         unfloored: step times of each instance without `engine.min_step_ms`; none: there is none.
+        power: what energy is counted by; None: unknown.
     """
 
     slo: SloConfig
@@ -88,6 +92,7 @@ class Frame:
     attention_flops_per_pair: float = float("nan")
     unfloored: Sequence[CostModel] = ()
     clock: Clock = BY_CLIENT
+    power: ClusterPower | None = None
 
 
 def summarise(record: RunRecord, frame: Frame) -> Summary:
@@ -104,11 +109,14 @@ def summarise(record: RunRecord, frame: Frame) -> Summary:
     summary |= moments("e2el", latencies["e2el"])
     summary |= steps.figures(duration)
     summary |= phase_figures(record, frame, start, duration, steps.duration_s)
-    summary["mfu"] = requests.served_flops() / (frame.peak_flops_per_s * duration or np.nan)
+    flops = frame.peak_flops_per_s * duration or np.nan
+    summary["mfu"] = requests.served_flops() / flops
+    summary |= speculation_figures(record, summary["mfu"], frame.flops_per_token / flops)
     summary |= _prefix_figures(record)
     summary["preemptions"] = int(requests.column("preemptions").sum())
     summary["oom_events"] = record.counters["oom_events"]
     summary |= downtime_figures(record, duration)
+    summary |= energy_figures(record, frame.power, duration, steps.duration_s, summary)
     summary["saturation"] = verdict(record.requests, start, end, frame.slo.abort_after_s)
     summary["effective_requests"] = effective_requests(latencies["ttft"])
     summary["warmup_s"] = frame.warmup_s
