@@ -53,23 +53,33 @@ class DraftedCost(CostModel):
         self.cost = cost
         self.speculation = speculation
         self.step_tokens = step_tokens
-        self.chosen: N = speculation.k_max
-        """Drafted tokens a request, at most, as a controller has chosen."""
+        self._chosen: N = speculation.k_max
         self._drafts: dict[N, N] = {}
+        self._pieces: dict[N, DecodePiece] = {}
+
+    def choose(self, k: N) -> None:
+        """Let a request draft at most `k` tokens, whatever the batch."""
+        if k != self._chosen:
+            self._chosen = k
+            self._drafts.clear()
+            self._pieces.clear()
 
     def drafts(self, batch: N) -> N:
         """Return how many tokens a step of `batch` requests drafts for each."""
         k = self._drafts.get(batch)
         if k is None:
-            k = self.speculation.k_by_batch(batch)
+            k = min(self.speculation.k_by_batch(batch), self._chosen)
             if self.step_tokens:
                 k = max(0, min(k, self.step_tokens // batch - 1))
             self._drafts[batch] = k
-        return k if k < self.chosen else self.chosen
+        return k
 
     def decode(self, batch: N) -> DecodePiece:
-        """Return the first piece for a batch of `batch` decoding requests."""
-        return self.cost.verify(batch, self.drafts(batch))
+        """Return the first piece for a batch of `batch` decoding requests (memoised)."""
+        piece = self._pieces.get(batch)
+        if piece is None:
+            piece = self._pieces[batch] = self.cost.verify(batch, self.drafts(batch))
+        return piece
 
     def step(self, chunks: N, new: N, context: N, quad: N, batch: N, kv: N) -> int:
         """Price a step that holds prompt chunks, in femtoseconds."""
@@ -391,7 +401,7 @@ class SpeculativeInstance(Instance):
     def decide(self, now: int, ahead: bool = False) -> bool:
         """Let a controller choose K where it is due, then plan."""
         if self.control is not None and self.num_decoding and self.steps >= self.choose_at:
-            self.drafted.chosen = self.control.choose(self.num_decoding, self.kv_tokens)
+            self.drafted.choose(self.control.choose(self.num_decoding, self.kv_tokens))
             self.choose_at = self.steps + self.control.window
         return super().decide(now, ahead)
 
@@ -495,20 +505,23 @@ class SpeculativeInstance(Instance):
 
     def _account(self, step: N) -> None:
         """Let the batch have grown by one step."""
-        at = -self.steps % self.period
-        self.free_blocks -= self.phases[at]
-        self.phases[at] = 0
-        at = self.steps % self.period
+        batch, drafts, period = self.batch, self.drafts, self.period
+        at = self.steps % period
         tokens = int(self.ahead[at])
         self.ahead[at] = 0
+        at = -self.steps % period
+        blocks = self.phases[at]
+        if blocks:
+            self.free_blocks -= blocks
+            self.phases[at] = 0
         self.kv_tokens += tokens
         self.steps += 1
-        if self.drafts:
-            self.spec_rounds += self.batch
-            self.draft_tokens += self.batch * self.drafts
-            self.accepted += tokens - self.batch
+        if drafts:
+            self.spec_rounds += batch
+            self.draft_tokens += batch * drafts
+            self.accepted += tokens - batch
         if self.control is not None:
-            self.control.note(self.batch, self.drafts, tokens - self.batch)
+            self.control.note(batch, drafts, tokens - batch)
 
 
 def speculation_counts(instances: Sequence[Instance]) -> dict[str, N]:
