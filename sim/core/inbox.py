@@ -57,6 +57,11 @@ class Inbox:
         self.gone.append((now, request))
         return True
 
+    def hand_on(self, request: Request, target: Instance, now: int) -> None:
+        """Let the instance that a request moves to take note that its client has gone."""
+        self.gone = [entry for entry in self.gone if entry[1] is not request]
+        target.abort(request, now)
+
     def taken(self) -> list[Request]:
         """Forget everything, for the instance has failed; return who had not joined the queue."""
         hidden = self.hidden()

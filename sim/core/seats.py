@@ -164,6 +164,8 @@ class Seats(View):
             self.outstanding_tokens -= request.input_len
             request.stamp = -1
             target.enqueue(request, now)
+            if request.aborted and self.inbox is not None:
+                self.inbox.hand_on(request, target, now)
             # One of lower index has planned at this instant already: see `hand_over`.
             target.wake(now if target.id > self.id else now + 1)
 

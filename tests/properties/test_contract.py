@@ -14,6 +14,7 @@ from sim.core.simulation import simulate
 from sim.core.spec import InstanceSpec, Settings
 from sim.costs.simple import AffineCost
 from sim.types import (
+    Cluster,
     CostModel,
     Deadlock,
     Decode,
@@ -326,3 +327,29 @@ def test_an_arrival_at_exactly_the_end_of_a_wait_is_in_time(start_s):
     record = simulate(trace, Scripted(decide), specs, Settings())
     assert record.requests["prefill_start_s"].tolist() == [start_s + 0.25] * 2
     assert record.steps["prefill_requests"].tolist()[0] == 2
+
+
+class Here(Scripted):
+    """Sends all requests to the first instance."""
+
+    def route(self, request: Request, cluster: Cluster) -> int:
+        return 0
+
+
+def test_a_client_that_goes_just_before_its_request_moves():
+    """Steps are formed ahead, so the move does not know of it: the new instance is told."""
+
+    def decide(view: View) -> Plan | None:
+        if view.id == 0 and view.now_s >= 4.5 and view.num_waiting:
+            return Decode(move=[(waiting(view)[0], 1)])
+        if view.id == 0 and view.num_waiting == 2:
+            return Prefill(waiting(view)[1:])
+        return Decode() if view.num_decoding else None
+
+    # The second request decodes from 3.5 to 4.5, the client of the first goes at 4.2.
+    trace = Trace(np.array([8, 8]), np.array([10, 3]), np.array([1.0, 2.5]))
+    specs = [InstanceSpec(AffineCost(1.0, 0.0, 1.0), 100, 4)] * 2
+    for fuse in (True, False):
+        ahead = Settings(fuse_steps=fuse, async_scheduling=True, abort_after_s=3.2)
+        record = simulate(trace, Here(decide), specs, ahead)
+        assert record.requests["status"].tolist() == ["aborted", "finished"]
