@@ -67,7 +67,7 @@ class Acceptance(abc.ABC):
 
         At least `rounds` rounds, from the first on. Read only.
         """
-        return _summed(self.accepted(request_id, rounds), drafts)
+        return summed(self.accepted(request_id, rounds), drafts)
 
 
 class Positions(Acceptance):
@@ -110,7 +110,7 @@ class Positions(Acceptance):
         found = self._sums.get((chunk, drafts))
         if found is None:
             numbers = self._drawn(chunk, ROUNDS_SUMMED)[:, :ROUNDS_SUMMED]
-            found = _summed(numbers, drafts)
+            found = summed(numbers, drafts)
             _keep(self._sums, (chunk, drafts), found, SUMS_KEPT)
         return found[0][row], found[1][row]
 
@@ -171,7 +171,7 @@ class _Draw:
         self.numbers = numbers
 
 
-def _summed(numbers: Counts, drafts: N) -> tuple[Tokens, Tokens]:
+def summed(numbers: Counts, drafts: N) -> tuple[Tokens, Tokens]:
     """Return the tokens that rounds of `drafts` drafts emit, and their running sums."""
     tokens = np.minimum(numbers, drafts).astype(np.int32)
     tokens += 1
