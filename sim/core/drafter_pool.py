@@ -170,15 +170,16 @@ class Texts:
         own = np.random.SeedSequence(seed, spawn_key=(width,))
         self._bits = np.random.default_rng(own).bit_generator
         domain = start.integers(pool.domains, size=TEXTS)
+        self.domain: Numbers = domain
         numbers = np.broadcast_to(np.arange(drafters)[:, None], (drafters, TEXTS))
         order = start.permuted(numbers, axis=0)
-        self._knows: Numbers = (order % pool.domains == domain).astype(np.int64).ravel()
+        self.knows: Numbers = (order % pool.domains == domain).astype(np.int64).ravel()
         """Whether the drafter at a place knows the text's domain: [place * TEXTS + text]."""
         gain = pool.fusion_gain * min(self._width - 1, MOST_FUSED)
         best = np.clip(pool.rates[domain].T + gain, LOWEST_RATE, HIGHEST_RATE)
         self._per_log: Rates = (1.0 / np.log(best)).astype(np.float32).ravel()
         """1/log of the best rate: [TEXTS * whether a chosen one knows the domain + text]."""
-        self._merits: Rates = _merits(pool, rules, k_max).ravel()
+        self._merits: Rates = merits(pool, rules, k_max).ravel()
         self._lengths = k_max + 1
         self._first_merit: Numbers = domain * 2 * self._lengths
         self._rows: Numbers = np.arange(TEXTS)
@@ -250,7 +251,7 @@ class Texts:
         if routes:
             self._choose()
         at = self._places * TEXTS + self._rows
-        knows = self._knows.take(at)
+        knows = self.knows.take(at)
         best = np.bitwise_or.reduce(knows, axis=0)
         per_log = self._per_log.take(best * TEXTS + self._rows)
         # P(n >= j) = P(u <= rate**j)
@@ -272,17 +273,17 @@ class Texts:
         np.maximum(places[last], self._explored, out=places[last])
         np.maximum(self._tried, places[last] + 1, out=self._tried)
 
-    def _learn(self, at: Numbers, merits: Rates) -> None:
-        """Move scores towards what the round has shown of the chosen drafters."""
+    def _learn(self, at: Numbers, said: Rates) -> None:
+        """Move scores towards what the round says of the chosen drafters."""
         scores = self.scores.take(at)
-        scores += (merits - scores) * np.float32(self._rules.smoothing)
+        scores += (said - scores) * np.float32(self._rules.smoothing)
         self.scores[at] = scores
         bits = scores.view(np.int32) & ~self._place_bits
         self._ranks.ravel()[at] = bits + (self._place_bits - self._places)
 
 
-def _merits(pool: DrafterPool, rules: DrafterRules, k_max: N) -> Rates:
-    """Return what a round shows of a drafter: [domain, whether it knows it, length, outcome].
+def merits(pool: DrafterPool, rules: DrafterRules, k_max: N) -> Rates:
+    """Return what a round says of a drafter: [domain, whether it knows it, length, outcome].
 
     Outcomes are the same at every seed: even steps of the agreement's distribution, and for each
     another one of the confidence's.
