@@ -30,7 +30,9 @@ CONFIDENCE_SD: Final = 0.1
 """How far a drafter's mean confidence lies from its rate, standard deviation."""
 
 FIRST_SCORE: Final = 0.5
-LOWEST_RATE, HIGHEST_RATE = 1e-30, 0.99
+HIGHEST_RATE: Final = 0.99
+LOWEST_RATE: Final = 1e-30
+"""Stands for 0, which has no logarithm."""
 
 TEXTS: Final = 1024
 """Texts that are drawn, all at once."""
@@ -250,15 +252,20 @@ class Texts:
         routes = self._rules.routes
         if routes:
             self._choose()
-        at = self._places * TEXTS + self._rows
+        at = self._places * TEXTS
+        at += self._rows
         knows = self.knows.take(at)
         best = np.bitwise_or.reduce(knows, axis=0)
-        per_log = self._per_log.take(best * TEXTS + self._rows)
+        best *= TEXTS
+        best += self._rows
         # P(n >= j) = P(u <= rate**j)
-        length: Counts = np.minimum(logs * per_log, self._k_max).astype(np.uint8)
+        length: Counts = np.minimum(logs * self._per_log.take(best), self._k_max).astype(np.uint8)
         if routes:
-            kind = self._first_merit + length + knows * self._lengths
-            self._learn(at, self._merits.take(kind * OUTCOMES + outcomes))
+            kind = knows * self._lengths
+            kind += self._first_merit + length
+            kind *= OUTCOMES
+            kind += outcomes
+            self._learn(at.ravel(), self._merits.take(kind.ravel()))
             poor = (length < self._poor) & (self._tried < self._drafters)
             self._explored = self._tried * poor
         return length
@@ -279,7 +286,7 @@ class Texts:
         scores += (said - scores) * np.float32(self._rules.smoothing)
         self.scores[at] = scores
         bits = scores.view(np.int32) & ~self._place_bits
-        self._ranks.ravel()[at] = bits + (self._place_bits - self._places)
+        self._ranks.ravel()[at] = bits + (self._place_bits - self._places.ravel())
 
 
 def merits(pool: DrafterPool, rules: DrafterRules, k_max: N) -> Rates:
