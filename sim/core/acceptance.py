@@ -111,7 +111,7 @@ class Positions(Acceptance):
         if found is None:
             numbers = self._drawn(chunk, ROUNDS_SUMMED)[:, :ROUNDS_SUMMED]
             found = summed(numbers, drafts)
-            _keep(self._sums, (chunk, drafts), found, SUMS_KEPT)
+            keep(self._sums, (chunk, drafts), found, SUMS_KEPT)
         return found[0][row], found[1][row]
 
     def _drawn(self, chunk: N, rounds: N) -> Counts:
@@ -119,7 +119,7 @@ class Positions(Acceptance):
         draw = self._draws.get(chunk)
         if draw is None:
             draw = _Draw(self._generator(chunk, 1), self._reach(chunk))
-            _keep(self._draws, chunk, draw, DRAWS_KEPT)
+            keep(self._draws, chunk, draw, DRAWS_KEPT)
         if draw.numbers.shape[1] < rounds:
             draw.go_on(rounds)
         return draw.numbers
@@ -178,7 +178,7 @@ def summed(numbers: Counts, drafts: N) -> tuple[Tokens, Tokens]:
     return tokens, tokens.cumsum(axis=-1, dtype=np.int32)
 
 
-def _keep(kept: dict[Key, Value], key: Key, value: Value, most: N) -> None:
+def keep(kept: dict[Key, Value], key: Key, value: Value, most: N) -> None:
     """Add an entry; the oldest goes if there are too many."""
     if len(kept) == most:
         del kept[next(iter(kept))]

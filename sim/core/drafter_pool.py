@@ -20,7 +20,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from sim.core.acceptance import Acceptance, Counts, Tokens, summed
+from sim.core.acceptance import SUMS_KEPT, Acceptance, Counts, Tokens, keep, summed
 from sim.types import BadInput, DrafterRules, N
 
 MOST_FUSED: Final = 3
@@ -224,7 +224,7 @@ class Texts:
             first = part * TEXTS_SUMMED
             numbers = self.drawn(rounds)[first : first + TEXTS_SUMMED, :ROUNDS_SUMMED]
             found = summed(numbers, drafts)
-            self._sums[part, drafts] = found
+            keep(self._sums, (part, drafts), found, SUMS_KEPT)
         return found[0][row], found[1][row]
 
     def _block(self) -> Counts:
