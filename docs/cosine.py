@@ -2,7 +2,7 @@
 
 Llama-3.1-70B on four A100-80GB, as four pipeline stages and tensor-parallel; 256 tokens in, 128
 out, a closed loop of 1 to 16 requests. Writes `docs/img/cosine.png` and, beside it, the numbers
-(`.csv`); two minutes.
+(`.csv`); a minute.
 """
 
 from __future__ import annotations

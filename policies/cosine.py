@@ -82,7 +82,7 @@ class Cosine(Policy):
     stages is ours; so read, it shortens K wherever verification is bound by memory, which is where
     drafting longer costs nothing, so it is off by default. Knows no output length.
 
-    Complexity: O(admitted) per call; a round's drafters O(drafters log drafters) per request.
+    Complexity: O(admitted) per call; a round's drafters O(drafters) per request.
 
     Reference: Gao et al., "Collaborative Speculative Inference for Efficient LLM Inference
     Serving", 2025, arXiv:2503.10325.

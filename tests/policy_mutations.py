@@ -215,9 +215,9 @@ POLICIES = (
     ),
     Mutation(
         "cosine: nobody untried ever drafts",
-        "policies/parts/drafter_routing.py",
-        "explores = untried and last < self._explore_below",
-        "explores = untried and last < 0",
+        "sim/core/drafter_pool.py",
+        "self._explored = self._tried * poor",
+        "self._explored = 0 * self._tried * poor",
         (COSINE_UNIT,),
     ),
     Mutation(

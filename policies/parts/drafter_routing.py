@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Final
 
-from sim.types import DrafterRules, N
+import numpy as np
+
+from sim.types import DrafterRules, N, Shares
 
 IDLE: Final = 0.1
 """Share of a round for which the verifier may wait before more is drafted."""
+
+LEAST: Final = 1e-12
+"""Divided by instead of zero."""
 
 QUEUED: Final = 1.0
 """Rounds that may wait for the verifier before less is drafted."""
@@ -39,9 +43,9 @@ class Cooperation(DrafterRules):
     ) -> None:
         self._width = width
         self._widest = widest
-        self._explore_below = explore_below
-        self._smoothing = smoothing
-        self._routing = routing
+        self.explore_below = explore_below
+        self.smoothing = smoothing
+        self.routes = routing
         self.adapts = ladder
         self._most_candidates = most_candidates
 
@@ -50,30 +54,11 @@ class Cooperation(DrafterRules):
         wanted = self._width or min(max(drafters // batch, 1), self._widest)
         return min(wanted, drafters)
 
-    def choose(
-        self,
-        scores: Sequence[float],
-        tried: Sequence[N],
-        untried: Sequence[N],
-        last: N,
-        width: N,
-    ) -> list[N]:
-        """Return the best by score; after a poor round an untried one and the best others."""
-        if not tried:
-            return list(untried[:width])
-        if not self._routing:
-            return list(tried[:width])
-        # stable: of equals, the one that was tried first
-        ranked = sorted(tried, key=scores.__getitem__, reverse=True)
-        explores = untried and last < self._explore_below
-        best = ranked[: width - 1 if explores else width]
-        return [*best, *untried[: width - len(best)]]
-
-    def score(self, before: float, confidence: float, agreement: float) -> float:
-        """Return the old score moved towards the harmonic mean of both."""
-        both = confidence + agreement
-        harmonic = 2.0 * confidence * agreement / both if both else 0.0
-        return (1.0 - self._smoothing) * before + self._smoothing * harmonic
+    def merit(self, confidence: Shares, agreement: Shares) -> Shares:
+        """Return the harmonic mean of both; 0 where both are 0."""
+        both = np.maximum(confidence + agreement, LEAST)
+        harmonic: Shares = 2.0 * confidence * agreement / both
+        return harmonic
 
     def next_drafts(self, drafts: N, idle: float, queued: float) -> N:
         """Return one more while the verifier waits, one less while drafts do."""

@@ -67,7 +67,7 @@ class Acceptance(abc.ABC):
 
         At least `rounds` rounds, from the first on. Read only.
         """
-        return _summed(self.accepted(request_id, rounds), drafts)
+        return summed(self.accepted(request_id, rounds), drafts)
 
 
 class Positions(Acceptance):
@@ -110,8 +110,8 @@ class Positions(Acceptance):
         found = self._sums.get((chunk, drafts))
         if found is None:
             numbers = self._drawn(chunk, ROUNDS_SUMMED)[:, :ROUNDS_SUMMED]
-            found = _summed(numbers, drafts)
-            _keep(self._sums, (chunk, drafts), found, SUMS_KEPT)
+            found = summed(numbers, drafts)
+            keep(self._sums, (chunk, drafts), found, SUMS_KEPT)
         return found[0][row], found[1][row]
 
     def _drawn(self, chunk: N, rounds: N) -> Counts:
@@ -119,7 +119,7 @@ class Positions(Acceptance):
         draw = self._draws.get(chunk)
         if draw is None:
             draw = _Draw(self._generator(chunk, 1), self._reach(chunk))
-            _keep(self._draws, chunk, draw, DRAWS_KEPT)
+            keep(self._draws, chunk, draw, DRAWS_KEPT)
         if draw.numbers.shape[1] < rounds:
             draw.go_on(rounds)
         return draw.numbers
@@ -171,14 +171,14 @@ class _Draw:
         self.numbers = numbers
 
 
-def _summed(numbers: Counts, drafts: N) -> tuple[Tokens, Tokens]:
+def summed(numbers: Counts, drafts: N) -> tuple[Tokens, Tokens]:
     """Return the tokens that rounds of `drafts` drafts emit, and their running sums."""
     tokens = np.minimum(numbers, drafts).astype(np.int32)
     tokens += 1
     return tokens, tokens.cumsum(axis=-1, dtype=np.int32)
 
 
-def _keep(kept: dict[Key, Value], key: Key, value: Value, most: N) -> None:
+def keep(kept: dict[Key, Value], key: Key, value: Value, most: N) -> None:
     """Add an entry; the oldest goes if there are too many."""
     if len(kept) == most:
         del kept[next(iter(kept))]

@@ -301,14 +301,15 @@ class SpeculativeInstance(Instance):
         """
         left = self.output_len[request.id] - request.emitted - emitted
         draw = self.speculation.acceptance.emitted
-        tokens, total = draw(request.id, self.drafts, done + left // 2 + 1)
+        tokens, total = draw(request.id, self.drafts, done + left // 3 + 1)
         before = int(total[done - 1]) if done else 0
         alone = 0
         if not request.emitted + emitted:  # nothing can be drafted before the first token
             alone = int(tokens[done]) - 1
             before += alone
-        if total[-1] < before + left:  # seldom
-            tokens, total = draw(request.id, self.drafts, done + left)
+        while total[-1] < before + left:  # seldom
+            more = (before + left - int(total[-1])) // 2 + 1
+            tokens, total = draw(request.id, self.drafts, len(total) + more)
         ends = int(total.searchsorted(before + left)) + 1
         if done or ends < len(tokens):
             tokens, total = tokens[done:ends], total[done:ends]

@@ -1,7 +1,7 @@
 """Types shared by all packages: requests, plans, views, the policy contract, traces."""
 
 from sim.types.costs import FOREVER, CostModel, DecodePiece, DecodeTerms
-from sim.types.drafting import DrafterRules, OneDrafter
+from sim.types.drafting import DrafterRules, OneDrafter, Shares
 from sim.types.errors import BadInput, Deadlock, PlanError, SimulationError
 from sim.types.monitor import InstanceSample, Snapshot
 from sim.types.plans import Decode, Mixed, Plan, Preemption, Prefill, RunToCompletion, Wait
@@ -42,6 +42,7 @@ __all__ = [
     "Request",
     "Router",
     "RunToCompletion",
+    "Shares",
     "SimulationError",
     "Snapshot",
     "Trace",

@@ -3,20 +3,36 @@
 from __future__ import annotations
 
 import abc
-from collections.abc import Sequence
 
+import numpy as np
 from mypy_extensions import mypyc_attr
+from numpy.typing import NDArray
 
 from sim.types.units import N
+
+Shares = NDArray[np.float64]
+"""Numbers from 0 to 1."""
 
 
 @mypyc_attr(allow_interpreted_subclasses=True)
 class DrafterRules(abc.ABC):
     """Which drafters propose for a request, and how many tokens: pure, like a plan.
 
-    The engine draws what is accepted and keeps the scores; the rules see neither a request's text
-    nor how good a drafter really is.
+    A request meets the drafters in an order of its own. It keeps a score of each, and the best
+    propose in its next round; of equals the one met first, and those not yet tried, in their
+    order, after all others. After a poor round the next untried one takes the place of the last of
+    them. The engine draws what is accepted and keeps the scores; the rules see neither a request's
+    text nor how good a drafter really is.
     """
+
+    routes: bool = False
+    """Whether scores choose; else the drafters that a request meets first stay."""
+
+    explore_below: float = 0.0
+    """A round that emitted fewer tokens, the target's own included, is a poor one."""
+
+    smoothing: float = 1.0
+    """How far a score moves towards the merit of a round, as a share of the way."""
 
     adapts: bool = False
     """Whether `next_drafts` changes anything: K begins low then, else at its most."""
@@ -25,34 +41,14 @@ class DrafterRules(abc.ABC):
     def width(self, batch: N, drafters: N) -> N:
         """Return how many of the drafters propose for each request of a batch."""
 
-    @abc.abstractmethod
-    def choose(
-        self,
-        scores: Sequence[float],
-        tried: Sequence[N],
-        untried: Sequence[N],
-        last: N,
-        width: N,
-    ) -> list[N]:
-        """Return the drafters of a request's next round, `width` of them.
+    def merit(self, confidence: Shares, agreement: Shares) -> Shares:
+        """Return what a round says of a drafter, 0 to 1: of many rounds at once.
 
         Args:
-            scores: of every drafter for this request.
-            tried: drafters that have proposed for it, in the order they did.
-            untried: the others, in the order to try them.
-            last: tokens its last round emitted, the target's own included; 0: it had none.
-            width: how many.
-        """
-
-    @abc.abstractmethod
-    def score(self, before: float, confidence: float, agreement: float) -> float:
-        """Return a drafter's new score for a request.
-
-        Args:
-            before: the old one.
             confidence: mean probability it gave its own tokens.
-            agreement: how far they agree with what was accepted, 0 to 1.
+            agreement: how far they agree with what was emitted. Both broadcast to one shape.
         """
+        return agreement
 
     def next_drafts(self, drafts: N, idle: float, queued: float) -> N:
         """Return how many tokens to draft next.
@@ -76,18 +72,3 @@ class OneDrafter(DrafterRules):
     def width(self, batch: N, drafters: N) -> N:
         """Return one."""
         return 1
-
-    def choose(
-        self,
-        scores: Sequence[float],
-        tried: Sequence[N],
-        untried: Sequence[N],
-        last: N,
-        width: N,
-    ) -> list[N]:
-        """Return the first."""
-        return [tried[0] if tried else untried[0]]
-
-    def score(self, before: float, confidence: float, agreement: float) -> float:
-        """Return the old one."""
-        return before

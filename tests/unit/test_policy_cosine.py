@@ -1,11 +1,21 @@
 """CoSine: who drafts, how much, who is admitted; acceptance and prices of its pool."""
 
+import numpy as np
 import pytest
 from policy_views import decode, goes_on, ids, view_of, wait
 
 from policies.cosine import Cosine, CosineConfig
 from policies.parts.drafter_routing import Cooperation
-from sim.core.drafter_pool import Cooperative, DrafterPool
+from sim.core.drafter_pool import (
+    MOST_FUSED,
+    OUTCOMES,
+    ROUNDS_SUMMED,
+    TEXTS,
+    Cooperative,
+    DrafterPool,
+    Texts,
+    merits,
+)
 from sim.core.drafting import ByRules
 from sim.costs.simple import AffineCost
 from sim.costs.speculative import PooledDrafters, SpeculativeCost
@@ -69,28 +79,88 @@ def test_everybody_is_the_best_set():
 # -- who drafts ------------------------------------------------------------------------------------
 
 
-def test_first_then_best_then_explored():
-    choose = rules(drafters_per_request=2).choose
-    scores = [0.5, 0.9, 0.2, 0.5, 0.7]
-    assert choose(scores, [], [3, 0, 1, 2, 4], 0, 2) == [3, 0]
-    assert choose(scores, [3, 0, 4], [1, 2], 3, 2) == [4, 3]  # the best; of equals the older
-    assert choose(scores, [3, 0, 4], [1, 2], 2, 2) == [4, 3]  # theta is 2: two are enough
-    assert choose(scores, [3, 0, 4], [1, 2], 1, 2) == [4, 1]  # one is not: the next has a go
-    assert choose(scores, [3, 0, 4, 1, 2], [], 1, 2) == [1, 4]
-    assert choose(scores, [3], [0, 1, 2, 4], 5, 2) == [3, 0]  # too few tried
-    assert choose(scores, [3, 4], [1], 1, 1) == [1]
+def naive(chosen, pool, texts, row, width, logs, outcomes, k_max):
+    """Return the lengths and scores of one text, drafter by drafter and round by round."""
+    drafters, domain = pool.drafters, texts.domain[row]
+    knows = texts.knows.reshape(drafters, -1)[:, row]
+    shows = merits(pool, chosen, k_max)[domain]
+    places = (1 << (drafters - 1).bit_length()) - 1
+    scores, last, found = np.full(drafters, 0.5, np.float32), 0, []
+    tried, untried = [], list(range(drafters))
+    for log, outcome in zip(logs, outcomes, strict=True):
+        # of equals the one tried first; the last bits of a score do not count
+        ranked = sorted(tried, key=lambda at: scores[at].view(np.int32) & ~places, reverse=True)
+        explores = tried and untried and last < chosen.explore_below
+        best = ranked[: width - 1 if explores else width] if chosen.routes else tried[:width]
+        drafting = [*best, *untried[: width - len(best)]]
+        rates = [pool.rates[domain, knows[at]] for at in drafting]
+        rate = min(max(rates) + pool.fusion_gain * min(width - 1, MOST_FUSED), 0.99)
+        length = 0
+        while length < k_max and log <= (length + 1) * np.log(rate):
+            length += 1
+        for at, which in zip(drafting, outcome, strict=True):
+            if chosen.routes:
+                merit = shows[knows[at], length, which]
+                scores[at] += (merit - scores[at]) * np.float32(chosen.smoothing)
+            if at in untried:
+                untried.remove(at)
+                tried.append(at)
+        last = length + 1
+        found.append(length)
+    return found, scores
 
 
-def test_without_routing_the_first_stay():
-    choose = rules(routing="fixed").choose
-    assert choose([0.1, 0.9, 0.5], [], [2, 0, 1], 0, 2) == [2, 0]
-    assert choose([0.1, 0.9, 0.5], [2, 0], [1], 1, 2) == [2, 0]
+@pytest.mark.parametrize(
+    ("drafters", "width", "config"),
+    [
+        (16, 2, {}),
+        (16, 1, {"explore_below": 3.0, "smoothing": 1.0}),
+        (5, 4, {"explore_below": 99.0}),
+        (3, 3, {"explore_below": 0.0, "smoothing": 0.9}),
+        (1, 1, {}),
+        (6, 2, {"routing": "fixed"}),
+    ],
+)
+def test_side_by_side_is_one_by_one(drafters, width, config):
+    """The best by score, of equals the first; after a poor round the next untried one."""
+    chosen, pool, k_max, rounds = rules(**config), DrafterPool(drafters, domains=3), 4, 60
+    texts = Texts(pool, chosen, k_max, width, seed=1)
+    random = np.random.default_rng(2)
+    logs = np.log(random.random((rounds, TEXTS), dtype=np.float32))
+    outcomes = random.integers(OUTCOMES, size=(rounds, width, TEXTS), dtype=np.uint16)
+    found = np.array([texts.round(*each) for each in zip(logs, outcomes, strict=True)])
+    for row in range(0, TEXTS, 128):
+        given = logs[:, row], outcomes[:, :, row]
+        lengths, scores = naive(chosen, pool, texts, row, width, *given, k_max)
+        assert found[:, row].tolist() == lengths
+        assert texts.scores.reshape(drafters, -1)[:, row].tolist() == scores.tolist()
 
 
-def test_scores_move_to_the_harmonic_mean():
-    score = rules(smoothing=0.3).score
-    assert score(0.5, 0.8, 0.4) == pytest.approx(0.7 * 0.5 + 0.3 * 2 * 0.32 / 1.2)
-    assert score(0.5, 0.0, 0.0) == pytest.approx(0.35)
+def test_merit_is_the_harmonic_mean():
+    confidence, agreement = np.array([[0.8], [0.0]]), np.array([0.4, 0.0])
+    found = rules().merit(confidence, agreement)
+    assert found == pytest.approx(np.array([[2 * 0.32 / 1.2, 0.0], [0.0, 0.0]]))
+
+
+class Sure(OneDrafter):
+    """Goes by confidence alone."""
+
+    def merit(self, confidence, agreement):
+        return confidence + 0 * agreement
+
+
+def test_outcomes_of_a_round():
+    """Agreement is binomial, confidence normal about the rate, and they do not depend."""
+    pool = DrafterPool(1, domains=1, worst_rate=0.5, best_rate=0.6, off_domain=0.5)
+    agreement, confidence = (merits(pool, one, 4)[0, 1] for one in (OneDrafter(), Sure()))
+    for length in range(5):
+        emitted = length + 1
+        assert agreement[length].mean() == pytest.approx(0.6, abs=0.001)
+        assert agreement[length].var() == pytest.approx(0.24 / emitted, rel=0.01)
+        assert confidence[length].mean() == pytest.approx(0.6, abs=0.001)
+        assert confidence[length].std() == pytest.approx(0.1, rel=0.01)
+        assert abs(np.corrcoef(agreement[length], confidence[length])[0, 1]) < 0.02
+    assert merits(pool, OneDrafter(), 4)[0, 0, 4].mean() == pytest.approx(0.3, abs=0.001)
 
 
 def test_width():
@@ -103,9 +173,7 @@ def test_width():
 def test_one_drafter_for_policies_without_rules():
     one = OneDrafter()
     assert one.width(9, 16) == 1
-    assert one.choose([0.5] * 3, [], [2, 0, 1], 0, 1) == [2]
-    assert one.choose([0.5] * 3, [2], [0, 1], 1, 1) == [2]
-    assert one.score(0.5, 1.0, 1.0) == 0.5
+    assert not one.routes
 
 
 # -- how much --------------------------------------------------------------------------------------
@@ -198,11 +266,24 @@ def test_any_order_gives_the_same_and_width_is_settled_when_joining():
     assert crowded.accepted(0, 200).tolist() != first[0]
 
 
-def test_forgotten_requests_are_drawn_again(monkeypatch):
-    monkeypatch.setattr("sim.core.drafter_pool.REQUESTS_KEPT", 2)
+def test_texts_come_again():
     found = Cooperative(DrafterPool(4), rules(), 5, 1)
-    first = [found.accepted(request, 30).tolist() for request in range(5)]
-    assert [found.accepted(request, 30).tolist() for request in range(5)] == first
+    numbers = [found.accepted(request, 90).tolist() for request in (0, 1, TEXTS)]
+    assert numbers[0] == numbers[2] != numbers[1]
+
+
+def test_running_sums_are_those_of_the_numbers():
+    found = Cooperative(DrafterPool(4), rules(), 5, 1)
+    for request, drafts, rounds in (
+        (0, 2, 3),
+        (130, 5, 70),
+        (0, 2, 200),
+        (1, 4, ROUNDS_SUMMED + 1),
+    ):
+        expected = 1 + np.minimum(found.accepted(request, rounds), drafts).astype(int)
+        tokens, total = found.emitted(request, drafts, rounds)
+        assert tokens[:rounds].tolist() == expected.tolist()
+        assert total[:rounds].tolist() == expected.cumsum().tolist()
 
 
 def test_bad_pools():
