@@ -138,8 +138,8 @@ ENGINE = (
     Mutation(
         "arrival chain drops the last",
         "sim/core/arrivals.py",
-        "if row < self.count:",
-        "if row < self.count - 1:",
+        "if row < self.count else -1",
+        "if row < self.count - 1 else -1",
         (STEPS,),
     ),
     Mutation(
