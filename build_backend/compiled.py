@@ -42,8 +42,11 @@ __all__ = [
 ]
 
 FORMS = ("auto", "pure", "compiled")
-COMPILER = ["mypy==2.4.1", "pydantic>=2.7,<3", "numpy>=2.0,<3", "simpy==4.1.2"]
-"""mypyc and what the compiled files import: it reads their types."""
+COMPILER = [
+    *("mypy==2.4.1", "types-PyYAML"),
+    *("pydantic>=2.7,<3", "numpy>=2.0,<3", "simpy==4.1.2"),
+]
+"""mypyc and what the compiled files import: it reads their types, of files they import as well."""
 
 FOLDERS = ("sim/types", "sim/core", "policies", "policies/parts")
 COSTS = ("simple", "model", "terms")
@@ -199,7 +202,8 @@ def build_wheel(
         except (Exception, SystemExit) as error:
             if (config_settings or {}).get("form") == "compiled":
                 raise
-            print(f"bucketsim: the core is not compiled: {error}", file=sys.stderr)
+            why = "mypyc has errors, see above" if isinstance(error, SystemExit) else error
+            print(f"bucketsim: the core is not compiled: {why}", file=sys.stderr)
     elif (config_settings or {}).get("form", "auto") == "auto":
         print(f"bucketsim: the core is not compiled: {why_not()}", file=sys.stderr)
     return build_meta.build_wheel(wheel_directory, rest, metadata_directory)

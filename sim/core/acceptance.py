@@ -23,7 +23,7 @@ from sim.types import BadInput, N
 REQUESTS_A_DRAW: Final = 128
 """One generator draws for so many requests."""
 
-ROUNDS_A_DRAW: Final = 256
+ROUNDS_A_DRAW: Final = 128
 """It draws so many rounds of each at once."""
 
 ROUNDS_SUMMED: Final = 512
@@ -34,6 +34,9 @@ DRAWS_KEPT: Final = 64
 
 SUMS_KEPT: Final = 32
 """Sums kept, 512 KiB each."""
+
+CHANCES: Final = 2**32
+"""Values of a random number."""
 
 HIGHEST_RATE: Final = 1 - 1e-12
 """Rates of 0 and 1 have no logit; what is this close to them is left as it is."""
@@ -91,8 +94,6 @@ class Positions(Acceptance):
         self._rates = np.array(padded, np.float64)
         self._seed = seed
         self._request_sd = request_sd
-        self._chance = np.empty((REQUESTS_A_DRAW, ROUNDS_A_DRAW), np.float32)
-        self._below = np.empty((REQUESTS_A_DRAW, ROUNDS_A_DRAW), np.bool_)
         self._draws: dict[N, _Draw] = {}
         self._sums: dict[tuple[N, N], tuple[Tokens, Tokens]] = {}
 
@@ -117,14 +118,13 @@ class Positions(Acceptance):
         """Return at least the first `rounds` rounds of a chunk's requests: [request, round]."""
         draw = self._draws.get(chunk)
         if draw is None:
-            rooms = self._chance, self._below
-            draw = _Draw(self._generator(chunk, 1), self._reach(chunk), *rooms)
+            draw = _Draw(self._generator(chunk, 1), self._reach(chunk))
             _keep(self._draws, chunk, draw, DRAWS_KEPT)
         if draw.numbers.shape[1] < rounds:
             draw.go_on(rounds)
         return draw.numbers
 
-    def _reach(self, chunk: N) -> NDArray[np.float32]:
+    def _reach(self, chunk: N) -> NDArray[np.float64]:
         """Return P(n >= j) of each request of a chunk: [request, j - 1]."""
         rates = np.broadcast_to(self._rates, (REQUESTS_A_DRAW, len(self._rates)))
         if self._request_sd:
@@ -133,7 +133,8 @@ class Positions(Acceptance):
             odds = np.where(inner, rates, 0.5) / (1 - np.where(inner, rates, 0.5))
             odds = odds * np.exp(shift)
             rates = np.where(inner, odds / (1 + odds), rates)
-        return np.cumprod(rates, axis=1).astype(np.float32)
+        reach: NDArray[np.float64] = np.cumprod(rates, axis=1, dtype=np.float64)
+        return reach
 
     def _generator(self, chunk: N, stream: N) -> np.random.Generator:
         return np.random.default_rng(np.random.SeedSequence(self._seed, spawn_key=(chunk, stream)))
@@ -145,36 +146,27 @@ class _Draw:
     Args:
         generator: draws them, always in the same order.
         reach: P(n >= j): [request, j - 1].
-        chance: room for random numbers: [request, round].
-        below: room for comparisons, likewise.
     """
 
-    def __init__(
-        self,
-        generator: np.random.Generator,
-        reach: NDArray[np.float32],
-        chance: NDArray[np.float32],
-        below: NDArray[np.bool_],
-    ) -> None:
-        self._chance = chance
-        self._below = below
-        self._generator = generator
-        self._reach = reach
+    def __init__(self, generator: np.random.Generator, reach: NDArray[np.float64]) -> None:
+        self._bits = generator.bit_generator
+        # Of 32 bits: a rate of 1 fails once in 4 billion rounds.
+        self._reach = np.minimum(np.rint(reach * CHANCES), CHANCES - 1).astype(np.uint32)
         self.numbers: Counts = np.zeros((len(reach), 0), np.uint8)
 
     def go_on(self, rounds: N) -> None:
         """Draw more, until there are `rounds` rounds."""
         drawn = self.numbers.shape[1]
         width = max(drawn * 2, -(-rounds // ROUNDS_A_DRAW) * ROUNDS_A_DRAW)
-        numbers = np.zeros((len(self._reach), width), np.uint8)
+        requests, positions = self._reach.shape
+        numbers = np.zeros((requests, width), np.uint8)
         numbers[:, :drawn] = self.numbers
         for start in range(drawn, width, ROUNDS_A_DRAW):
-            # Into arrays that stay: fresh ones of this size cost more than the numbers.
-            self._generator.random(out=self._chance, dtype=np.float32)
+            raw = self._bits.random_raw(requests * ROUNDS_A_DRAW // 2)
+            chance = raw.view("<u4").reshape(requests, ROUNDS_A_DRAW)
             part = numbers[:, start : start + ROUNDS_A_DRAW]
-            for position in range(self._reach.shape[1]):
-                np.less(self._chance, self._reach[:, position, None], out=self._below)
-                part += self._below.view(np.uint8)
+            for position in range(positions):
+                part += (chance < self._reach[:, position, None]).view(np.uint8)
         numbers.flags.writeable = False
         self.numbers = numbers
 

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from sim.core.acceptance import Tokens
 from sim.core.instance import Instance
 from sim.core.loop import heappop, heappush
-from sim.core.records import DECODE, PACK_STEP
+from sim.core.records import DECODE, MIXED, PACK_STEP
 from sim.core.spec import Speculation
 from sim.types import FOREVER, FS_PER_S, BadInput, CostModel, DecodePiece, N, Plan, Policy, Request
 from sim.types.request import DECODING
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from sim.core.simulation import Simulation
     from sim.core.spec import InstanceSpec
 
-SPAN: Final = 16
+SPAN: Final = 8
 """Steps priced ahead at most: an arrival makes most of a longer span for nothing."""
 FIRST_PERIOD: Final = 1024
 """Rounds that the rings hold at first; they double when a request needs more."""
@@ -450,8 +450,8 @@ class SpeculativeInstance(Instance):
             self.ends.append(end)
 
     def _launch(self, now: int, steps: N, first: int, increment: int, batch: N) -> None:
-        if batch:
-            self._redraft()  # a step with chunks
+        if batch and self.kind == MIXED:
+            self._redraft()
         super()._launch(now, steps, first, 0, batch)
 
     # -- the end of steps -------------------------------------------------------------------

@@ -47,6 +47,8 @@ def test_a_pure_wheel_for_want_of_a_compiler_is_told(backend, monkeypatch, capsy
 def test_a_compiler_means_a_compiled_wheel_unless_asked(backend, monkeypatch):
     monkeypatch.setattr(backend, "why_not", lambda: None)
     assert backend._form(None) == "compiled"
+    # In an isolated build there is nothing else, and an import without types ends it.
+    assert "types-PyYAML" in backend.get_requires_for_build_wheel(None)
     assert backend._form({"form": "pure"}) == "pure"
 
 
