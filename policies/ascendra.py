@@ -236,7 +236,7 @@ class Ascendra(Policy):
 
     def _whole(self, view: View, queue: ValueQueue, room: N) -> Chunks:
         """Return whole prompts by value, passing by those that the budget has no room for."""
-        budget = self.max_num_batched_tokens - view.num_decoding
+        budget = self.max_num_batched_tokens - view.decode_tokens
         seats = self.max_num_seqs - len(view.running)
         chunks: Chunks = []
         if seats <= 0 or budget <= 0:
@@ -258,7 +258,7 @@ class Ascendra(Policy):
 
     def _cut(self, view: View, queue: ValueQueue, room: N) -> Chunks:
         """Return up to three prompts, unfinished ones first, the last one cut to the budget."""
-        budget = self.max_num_batched_tokens - view.num_decoding
+        budget = self.max_num_batched_tokens - view.decode_tokens
         seats = self.max_num_seqs - view.num_running
         chunks: Chunks = []
         for request in view.prefilling.values():
@@ -282,7 +282,7 @@ class Ascendra(Policy):
         targets = [high.id for high in self.high if high.up]
         if not targets:
             return NOBODY
-        tokens = view.num_decoding
+        tokens = view.decode_tokens
         for _, new in chunks:
             tokens += new
         due_s = view.now_s + self.margin_s

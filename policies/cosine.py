@@ -121,7 +121,7 @@ class Cosine(Policy):
         for request in view.waiting:
             budget -= request.target_tokens
             room -= view.blocks_to_decode(request.target_tokens)
-            if not seats or (batch and budget < 0) or room < 0:
+            if seats <= 0 or (batch and budget < 0) or room < 0:
                 break
             batch.append(request)
             seats -= 1

@@ -76,7 +76,7 @@ class Orca(Policy):
 
     def _admit(self, view: View) -> list[tuple[Request, N]]:
         """Return waiting requests, whole, while seats and slots remain."""
-        slots = max(view.total_blocks // view.blocks_for(self.max_len), 1)
+        slots = max(view.total_blocks // view.blocks_to_decode(self.max_len - 1), 1)
         seats = min(slots, self.max_num_seqs) - view.num_running
         if seats <= 0:
             return []

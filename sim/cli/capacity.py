@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from sim.cli.placement import show_placement
-from sim.cli.show import notices, progress, say, show, show_json
+from sim.cli.show import by_policy, notices, progress, say, show, show_json
 from sim.cli.study import Config, Jobs, Json, Out, Overrides, Roofline
 from sim.cli.study import _chosen as chosen
 from sim.cli.study import _load as load
@@ -150,7 +149,7 @@ def _highest(
         found = capacities(experiment, target, WIDTH if width is None else width, jobs, update)
     content = capacity_content(found)
     notices(found.notes)
-    notices(_by_policy({label: p.notes for label, p in found.policies.items()}))
+    notices(by_policy({label: p.notes for label, p in found.policies.items()}))
     if out is not None:
         write_capacity(found, out)
         say(f"wrote {out}, picture: {draw_capacity(out)}")
@@ -186,7 +185,7 @@ def _fewest(
     with progress("sizing") as update:
         sizes = size(experiment, demand, jobs, update)
     content = sizes_content(experiment, demand, sizes, price)
-    notices(_by_policy({s.choice.label: (*s.notes, *_of_spares(s)) for s in sizes}))
+    notices(by_policy({s.choice.label: (*s.notes, *_of_spares(s)) for s in sizes}))
     if out is not None:
         write_json(out / "sizing.json", content)
         say(f"wrote {out}")
@@ -202,15 +201,6 @@ def _fewest(
 
 def _of_spares(sized: Sized) -> tuple[str, ...]:
     return sized.spares.notes if sized.spares else ()
-
-
-def _by_policy(notes: Mapping[str, Sequence[str]]) -> list[str]:
-    """Return each note once, with the policies it is about."""
-    labels: dict[str, list[str]] = {}
-    for label, lines in notes.items():
-        for line in lines:
-            labels.setdefault(line, []).append(label)
-    return [f"{', '.join(of)}: {line}" for line, of in labels.items()]
 
 
 def _place(

@@ -51,6 +51,15 @@ def notices(lines: Sequence[str]) -> None:
         say(f"note: {line}")
 
 
+def by_policy(notes: Mapping[str, Sequence[str]]) -> list[str]:
+    """Return each note once, with the policies it is about."""
+    labels: dict[str, list[str]] = {}
+    for label, lines in notes.items():
+        for line in lines:
+            labels.setdefault(line, []).append(label)
+    return [f"{', '.join(of)}: {line}" for line, of in labels.items()]
+
+
 def say(line: str) -> None:
     """Print one line to stderr."""
     print(" ".join(line.split()), file=sys.stderr)

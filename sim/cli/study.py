@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from sim.cli.show import notices, progress, say, show, show_json
+from sim.cli.show import by_policy, notices, progress, say, show, show_json
 
 if TYPE_CHECKING:
     from sim.study.config import Experiment, PolicyChoice
@@ -123,8 +123,7 @@ def compare(
         output_folder(out)
     with progress("simulating") as update:
         comparison = compare(experiment, baseline, jobs, update, enough)
-    for result in comparison.results:
-        notices([f"{result.choice.label}: {note}" for note in result.notes])
+    notices(by_policy({result.choice.label: result.notes for result in comparison.results}))
     if out is not None:
         write_comparison(comparison, out)
         say(f"wrote {out}, picture: {draw_comparison(out)}")

@@ -26,6 +26,7 @@ class InstanceCost:
         cost: prices steps.
         profile: where the prices come from.
         num_gpu_blocks: KV blocks of the instance.
+        kv_guessed: whether that is a formula's, neither the config's nor the profile's.
         block_size: tokens in a block.
         kv_block_bytes: bytes of a block over all GPUs of the instance (swap, transfer).
         max_step_tokens: tokens, padding included, beyond which activations run out of memory.
@@ -33,12 +34,13 @@ class InstanceCost:
         flops_per_token: operations of a token outside attention.
         attention_flops_per_pair: operations of a query token with one key token.
         peak_flops_per_s: peak of all GPUs of the instance.
-        notes: what the reader of any output must be told.
+        notes: what the reader of any output must be told about the step times.
     """
 
     cost: CostModel
     profile: Profile
     num_gpu_blocks: int
+    kv_guessed: bool
     block_size: int
     kv_block_bytes: int
     max_step_tokens: int
@@ -47,6 +49,22 @@ class InstanceCost:
     attention_flops_per_pair: float
     peak_flops_per_s: float
     notes: tuple[str, ...]
+
+    @property
+    def kv_notes(self) -> tuple[str, ...]:
+        """What the reader of any output must be told about the KV cache."""
+        notes = []
+        if self.kv_guessed:
+            notes.append(
+                f"num_gpu_blocks {self.num_gpu_blocks} for {self.profile.name} is a formula's "
+                "guess, often 10-30 % too high: give the number the engine reports"
+            )
+        tokens = self.num_gpu_blocks * self.block_size
+        if tokens < self.max_model_len:
+            notes.append(
+                f"the KV cache holds {tokens} tokens, less than max_model_len {self.max_model_len}"
+            )
+        return tuple(notes)
 
 
 def instance_cost(
@@ -99,6 +117,7 @@ def instance_cost(
         cost=StepCost(profile, shape, min_step_s, host),
         profile=profile,
         num_gpu_blocks=blocks,
+        kv_guessed=guessed,
         block_size=size,
         kv_block_bytes=memory.block_bytes,
         max_step_tokens=memory.max_step_tokens,
@@ -106,7 +125,7 @@ def instance_cost(
         flops_per_token=shape.flops_per_token,
         attention_flops_per_pair=shape.attention_flops_per_pair,
         peak_flops_per_s=device.peak_flops_per_s * tp * pp,
-        notes=_notes(profile, pp, guessed, blocks, size, length),
+        notes=_notes(profile, pp),
     )
 
 
@@ -138,9 +157,7 @@ def _profile_blocks(profile: Profile, block_size: int) -> int | None:
     return profile.num_gpu_blocks * profile.block_size // block_size
 
 
-def _notes(
-    profile: Profile, pp: int, guessed: bool, blocks: int, block_size: int, max_model_len: int
-) -> tuple[str, ...]:
+def _notes(profile: Profile, pp: int) -> tuple[str, ...]:
     notes = list(profile.notes)
     if profile.basis == "roofline":
         notes.append(f"step times of {profile.name} are peak figures, not measured")
@@ -151,12 +168,4 @@ def _notes(
             f"pp {pp}: priced with {profile.name}, spread over the stages; the hand-over between "
             "stages is not charged"
         )
-    if guessed:
-        notes.append(
-            f"num_gpu_blocks {blocks} for {profile.name} is a formula's guess, often 10-30 % too "
-            "high: give the number the engine reports"
-        )
-    tokens = blocks * block_size
-    if tokens < max_model_len:
-        notes.append(f"the KV cache holds {tokens} tokens, less than max_model_len {max_model_len}")
     return tuple(notes)

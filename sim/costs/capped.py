@@ -53,7 +53,7 @@ class CappedCost(CostModel):
     ) -> int:
         """Price a step with prompt chunks beside requests that verify drafts, in femtoseconds."""
         duration_fs = self.cost.verify_step(chunks, new, context, quad, batch, kv, drafts)
-        return self._slowed(duration_fs, new, batch)
+        return self._slowed(duration_fs, new, batch) if chunks else duration_fs
 
     def extrapolates(self, new: N, batch: N) -> bool:
         """Whether the inner model leaves its fitted range."""

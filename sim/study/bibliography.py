@@ -131,6 +131,46 @@ BIBTEX = r"""
   archivePrefix = {arXiv},
 }
 
+@misc{li2024eagle,
+  title = {{EAGLE}: Speculative Sampling Requires Rethinking Feature Uncertainty},
+  author = {Li, Yuhui and Wei, Fangyun and Zhang, Chao and Zhang, Hongyang},
+  year = {2024},
+  eprint = {2401.15077},
+  archivePrefix = {arXiv},
+}
+
+@misc{cai2024medusa,
+  title = {{Medusa}: Simple {LLM} Inference Acceleration Framework with Multiple Decoding Heads},
+  author = {Cai, Tianle and Li, Yuhong and Geng, Zhengyang and others},
+  year = {2024},
+  eprint = {2401.10774},
+  archivePrefix = {arXiv},
+}
+
+@misc{liu2024smartspec,
+  title = {Optimizing Speculative Decoding for Serving Large Language Models Using Goodput},
+  author = {Liu, Xiaoxuan and Daniel, Cade and Hu, Langxiang and others},
+  year = {2024},
+  eprint = {2406.14066},
+  archivePrefix = {arXiv},
+}
+
+@misc{liu2026illusion,
+  title = {Speculative Decoding: Performance or Illusion?},
+  author = {Liu, Xiaoxuan and Yu, Jiaxiang and Park, Jongseok and Stoica, Ion and Cheung, Alvin},
+  year = {2026},
+  eprint = {2601.11580},
+  archivePrefix = {arXiv},
+}
+
+@misc{ye2025flashinfer,
+  title = {{FlashInfer}: Efficient and Customizable Attention Engine for {LLM} Inference Serving},
+  author = {Ye, Zihao and Chen, Lequn and Lai, Ruihang and others},
+  year = {2025},
+  eprint = {2501.01005},
+  archivePrefix = {arXiv},
+}
+
 @article{liu1973scheduling,
   title = {Scheduling Algorithms for Multiprogramming in a Hard-Real-Time Environment},
   author = {Liu, C. L. and Layland, James W.},

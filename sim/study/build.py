@@ -105,7 +105,7 @@ def build(experiment: Experiment, choice: PolicyChoice) -> Setup:
             where = experiment.origins.where("engine.async_scheduling")
             raise BadInput(f"{where}: {error}") from None
     costs = [instance.costs for instance in instances]
-    notes = [note for cost in costs for note in cost.notes]
+    notes = [note for cost in costs for note in (*cost.notes, *cost.kv_notes)]
     power, told = cluster_power(
         experiment.power, experiment.cluster.model, instances, experiment.origins.where
     )

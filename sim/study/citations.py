@@ -57,6 +57,15 @@ POWER = {
 }
 """Power model -> keys."""
 
+DRAFTING = {
+    "draft_model": (),
+    "eagle": ("li2024eagle",),
+    "medusa": ("cai2024medusa",),
+    "ngram": (),
+    "drafter_pool": ("gao2025cosine",),
+}
+"""Method of drafting -> keys beside that of the measured rates and times."""
+
 
 @dataclass(frozen=True)
 class Citations:
@@ -105,6 +114,9 @@ def _used(config: Mapping[str, Any]) -> Found:
     yield f"model {model}", [key for start, key in MODELS.items() if model.startswith(start)]
     yield from _profiles(config[ABOUT].get("profiles") or {})
     yield from _data_sets(config["workload"])
+    yield from _attention(config.get("engine") or {})
+    if config.get("speculative"):
+        yield from _speculation(config["speculative"])
     if config.get("power"):
         model = str(config["power"].get("model"))
         yield f"power model {model}", list(POWER.get(model, ()))
@@ -122,6 +134,22 @@ def _profiles(names: Mapping[str, Any]) -> Found:
     for name in names:
         if "roofline" not in name:  # computed from peak figures
             yield f"profile {name}", cited_in(sources.get(name, ""))
+
+
+def _attention(engine: Mapping[str, Any]) -> Found:
+    mode = engine.get("attention", "fitted")
+    if mode != "fitted" or engine.get("cascade_attention"):
+        yield f"attention {mode}", ["ye2025flashinfer"]
+
+
+def _speculation(config: Mapping[str, Any]) -> Found:
+    method = str(config.get("method"))
+    keys = list(DRAFTING.get(method, ()))
+    if method != "drafter_pool":
+        keys.append("liu2026illusion")
+    if config.get("control") == "goodput":
+        keys.append("liu2024smartspec")
+    yield f"drafts by {method}", keys
 
 
 def _data_sets(workload: Mapping[str, Any]) -> Found:

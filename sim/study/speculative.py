@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -30,7 +31,7 @@ from sim.study.speculative_config import PoolConfig, SpeculativeConfig
 from sim.types import BadInput, CostModel, DrafterRules, OneDrafter, Policy, Pool
 
 if TYPE_CHECKING:
-    from sim.study.config import Experiment
+    from sim.study.config import ClusterConfig, Experiment
 
 MS_PER_S = 1e3
 
@@ -41,6 +42,9 @@ lm_head of Llama-3.1-8B takes."""
 
 FIRST_DRAFTS = 4
 """Tokens drafted at first where a policy's rules adapt their number (CoSine; assumption)."""
+
+LARGEST_BATCH = 1 << 40
+"""Nobody decodes more requests at a time."""
 
 STATIC = "runs static batches"
 """What policies say of themselves that run batches to completion (`Policy.synchronous`)."""
@@ -82,7 +86,7 @@ def with_drafter(
         if config.method == "drafter_pool":
             drafting = _pooled(config, policy)
         else:
-            drafting = _drafting(config, experiment.cluster.gpu, pool, costs)
+            drafting = _drafting(config, experiment.cluster, pool, costs)
         blocks = costs.num_gpu_blocks
         if experiment.engine.num_gpu_blocks is None:
             blocks = _blocks_left(drafting, costs, config)
@@ -129,14 +133,15 @@ def _table(config: SpeculativeConfig, policy: Policy) -> dict[int, int]:
     table, rules = config.table(), _rules(config, policy)
     if not rules.most_drafts(1):
         return table
-    cut, batch, before = {}, 1, 0
-    while True:
+    batches = range(1, LARGEST_BATCH)
+    starts = set(table)
+    for most in range(1, config.num_speculative_tokens):  # where no more than that are allowed
+        starts.add(1 + bisect_left(batches, -most, key=lambda batch: -rules.most_drafts(batch)))
+    cut, before = {}, 0
+    for batch in sorted(starts):
         before = table.get(batch, before)
-        most = rules.most_drafts(batch)
-        cut[batch] = min(before, most)
-        batch += 1
-        if most <= 1 and batch > max(table):
-            return cut
+        cut[batch] = min(before, rules.most_drafts(batch))
+    return cut
 
 
 def check_speculation(experiment: Experiment, policy: Policy) -> None:
@@ -176,12 +181,12 @@ def check_speculation(experiment: Experiment, policy: Policy) -> None:
 
 
 def _drafting(
-    config: SpeculativeConfig, cluster_gpu: str, pool: Pool, costs: InstanceCost
+    config: SpeculativeConfig, cluster: ClusterConfig, pool: Pool, costs: InstanceCost
 ) -> Drafting:
     if config.method == "ngram":
         return Drafting(NgramLookup())
     if config.method == "draft_model":
-        return _draft_model(config, pool.gpu or cluster_gpu, pool, costs.profile.dtype)
+        return _draft_model(config, cluster, pool, costs.profile.dtype)
     target, dtype = model_named(costs.profile.model), costs.profile.dtype
     values = config.head_step_ms, config.head_row_ms, config.head_kv_token_ms
     given = [value / MS_PER_S for value in values if value is not None]
@@ -207,23 +212,33 @@ def _pool_of(config: SpeculativeConfig) -> PoolConfig:
     return config.pool or PoolConfig()
 
 
-def _draft_model(config: SpeculativeConfig, gpu: str, pool: Pool, dtype: str) -> Drafting:
+def _draft_model(
+    config: SpeculativeConfig, cluster: ClusterConfig, pool: Pool, dtype: str
+) -> Drafting:
     assert config.model is not None
     model = model_named(config.model)
     apart = config.placement == "pool"
+    gpu = pool.gpu or cluster.gpu
     gpu = (config.draft_gpu or gpu) if apart else gpu
+    device = gpu_named(gpu)
     tp = config.draft_tensor_parallel_size or (1 if apart else pool.tp)
     if not apart and tp not in (1, pool.tp):
         raise BadInput(f"draft_tensor_parallel_size {tp}: valid: 1, {pool.tp} (the target's)")
     check_layout(model, tp)
-    profile = find_profile(model.name, gpu, tp, 1, config.profile)
+    name = config.profile
+    if name == "auto" and cluster.profile == "roofline":  # as `--roofline` wants it
+        name = "roofline"
+    try:
+        profile = find_profile(model.name, gpu, tp, 1, name)
+    except BadInput as error:
+        raise BadInput(f"{error}; speculative.profile: roofline for the drafts alone") from None
     overhead_ms = config.step_overhead_ms
     if overhead_ms is None:
         overhead_ms = ROOFLINE_OVERHEAD_MS if profile.basis == "roofline" else 0.0
     drafter = DraftModel(StepCost(profile, model), overhead_ms / MS_PER_S)
-    notes = _notes(config, model, profile, gpu, tp)
+    notes = _notes(config, model, model_named(cluster.model), profile, tp)
     if apart:
-        check_fits(model, gpu_named(gpu), tp)
+        check_fits(model, device, tp)
         return Drafting(drafter, notes=notes)
     # every GPU keeps as many blocks as the fullest, so a draft on one of them counts on all
     copies = pool.tp // tp
@@ -236,14 +251,23 @@ def _draft_model(config: SpeculativeConfig, gpu: str, pool: Pool, dtype: str) ->
 
 
 def _notes(
-    config: SpeculativeConfig, model: Model, profile: Profile, gpu: str, tp: int
+    config: SpeculativeConfig, model: Model, target: Model, profile: Profile, tp: int
 ) -> tuple[str, ...]:
     notes = []
+    if model.vocab != target.vocab:
+        notes.append(
+            f"{model.name} drafts with a vocabulary of {model.vocab} tokens, {target.name} has "
+            f"{target.vocab}: translating them is not charged"
+        )
+    if config.acceptance.model == "published":
+        notes.append(f"drafts of {model.name} are taken to be accepted as those of an EAGLE head")
     if profile.basis != "measured":
         peak = "peak figures" if profile.basis == "roofline" else "derived"
         notes.append(f"draft times of {model.name} are {peak}, not measured")
     if config.placement == "pool":
-        notes.append(f"the drafters' GPUs ({tp} x {gpu} an instance) are in no count of GPUs")
+        notes.append(
+            f"the drafters' GPUs ({tp} x {profile.gpu} an instance) are in no count of GPUs"
+        )
     return tuple(notes)
 
 
@@ -286,8 +310,10 @@ def _read_lengths(path: Path) -> Sequence[Sequence[int]]:
     """Read a line of whole numbers for each request, separated by blanks or commas."""
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise BadInput(f"{path}: cannot be read: {error}") from None
+    except OSError as error:
+        raise BadInput(f"{path}: cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise BadInput(f"{path}: no text in UTF-8") from None
     found = []
     for number, line in enumerate(lines, 1):
         words = line.replace(",", " ").split()

@@ -5,9 +5,9 @@ Names and values are those of vLLM's `speculative_config` where there are any.
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from sim.core.drafting import PRIOR_RATE, WINDOW_ROUNDS
 from sim.core.spec import MOST_DRAFTS
@@ -143,7 +143,9 @@ class SpeculativeConfig(_Section):
     )
     model: str | None = Field(None, min_length=1, description="of draft_model: its catalogue name")
     profile: str = Field(
-        "auto", min_length=1, description="of draft_model: its step times, as cluster.profile"
+        "auto",
+        min_length=1,
+        description="of draft_model: its step times, as cluster.profile; auto: roofline if that is",
     )
     draft_tensor_parallel_size: int | None = Field(
         None, ge=1, description="of draft_model: GPUs it is spread over; null: the target's"
@@ -184,6 +186,13 @@ class SpeculativeConfig(_Section):
         le=1,
         description="share of a step that the drafter takes where K is 0 (vLLM: 0.05-0.08)",
     )
+
+    @field_validator("num_speculative_tokens_per_batch_size", mode="before")
+    @classmethod
+    def _one_batch_is_a_range(cls, ranges: Any) -> Any:
+        if not isinstance(ranges, dict):
+            return ranges
+        return {str(key) if type(key) is int else key: ranges[key] for key in ranges}
 
     @model_validator(mode="after")
     def _fits_the_method(self) -> SpeculativeConfig:

@@ -87,6 +87,7 @@ def test_compare_prints_differences_and_draws_a_picture(cli, config, tmp_path):
     assert status == 0
     assert "difference" in out
     assert "comparison.png" in err
+    assert err.count("note: static, continuous: step times of ") == 1
     assert (tmp_path / "out" / "comparison.png").is_file()
 
 

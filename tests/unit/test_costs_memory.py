@@ -156,7 +156,7 @@ def test_overrides():
 
 def test_a_small_cache_is_noted():
     built = instance_cost("llama-2-13b", "a100-40gb", num_gpu_blocks=50)
-    assert any("800 tokens, less than max_model_len 4096" in note for note in built.notes)
+    assert any("800 tokens, less than max_model_len 4096" in note for note in built.kv_notes)
 
 
 @pytest.mark.parametrize("length", [0, -1, 4097])
@@ -203,7 +203,7 @@ def test_roofline_works_for_any_pair_and_says_so():
             built = instance_cost(model, gpu, tp, profile_name="roofline")
             assert not built.profile.measured
             assert any("not measured" in note for note in built.notes)
-            assert any("formula" in note for note in built.notes)
+            assert any("formula" in note for note in built.kv_notes)
             assert built.max_step_tokens >= 8192
     with pytest.raises(BadInput, match="pp 2"):
         roofline("llama-2-7b", "h100", 1, 2)

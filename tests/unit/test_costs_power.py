@@ -159,6 +159,7 @@ def test_prompts_take_longer_by_what_they_would_draw_over_the_cap():
 def test_decodes_last_as_long_as_without_a_cap():
     assert capped(350).decode(7) is COST.decode(7)
     assert capped(350).step(0, 0, 0, 0, 64, 1000) == COST.step(0, 0, 0, 0, 64, 1000)
+    assert capped(350).verify_step(0, 0, 0, 0, 64, 1000, 3) == COST.verify(64, 3).at(1000)
 
 
 def test_mixed_steps_slow_down_by_their_own_power():

@@ -96,6 +96,21 @@ INFO 01-01 [kv_cache_utils.py:1] Maximum concurrency for 8,192 tokens per reques
 V0_LOG = "INFO 12-01 llm_engine.py:228] # GPU blocks: 4,134, # CPU blocks: 327\n"
 
 
+def test_drafts_are_taken_from_sections_and_told_from_arguments(tmp_path):
+    path = tmp_path / "e.yaml"
+    path.write_text("speculative: {method: eagle, num_speculative_tokens: 3}\n")
+    assert read_engine(path).nested()["speculative"]["num_speculative_tokens"] == 3
+    path.write_text("max_num_seqs: 8\nspeculative_config: {method: eagle3}\n")
+    (note,) = read_engine(path).notes
+    assert note.startswith("speculative_config={'method': 'eagle3'} is not taken over: give spec")
+    log = "INFO # GPU blocks: 100\n(model='x', speculative_config="
+    path.write_text(f"{log}SpeculativeConfig(method='ngram'))\n")
+    (note,) = read_log(path).notes
+    assert "(method='ngram') is not taken over" in note
+    path.write_text(f"{log}None)\n")
+    assert not read_log(path).notes
+
+
 def test_the_servers_log_tells_the_kv_cache(tmp_path):
     path = tmp_path / "server.log"
     path.write_text(V1_LOG)

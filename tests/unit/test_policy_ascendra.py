@@ -92,6 +92,16 @@ def test_low_priority_passes_by_what_does_not_fit():
     assert chunks(policy.plan(low)) == [(3, 30), (4, 19)]
 
 
+def test_drafted_tokens_count_against_the_budget(monkeypatch):
+    policy, (low, *_), cluster = setup(max_num_batched_tokens=50)
+    known(policy, cluster)
+    decode(low, 1, 4)
+    wait(low, 2, 48, deadline_s=9)
+    assert chunks(policy.plan(low)) == [(2, 48)]
+    monkeypatch.setattr(type(low), "decode_tokens", 4)
+    assert isinstance(policy.plan(low), Decode)
+
+
 def test_a_prompt_beyond_the_budget_runs_when_nothing_decodes():
     policy, (low, *_), cluster = setup(max_num_batched_tokens=50)
     known(policy, cluster)

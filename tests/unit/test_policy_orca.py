@@ -52,6 +52,15 @@ def test_a_slot_is_reserved_for_every_running_request(max_len: int, blocks: int,
     assert chunks(policy.plan(view)) == [(id, 2) for id in range(slots)]
 
 
+def test_slots_hold_drafted_tokens():
+    policy = orca(max_len=40)
+    view = view_of(policy)
+    view.lookahead = 3
+    for id in range(20):
+        wait(view, id, 2)
+    assert len(chunks(policy.plan(view))) == 9  # a slot is 11 blocks of 4 tokens
+
+
 def test_running_requests_hold_their_slots():
     policy = orca(max_len=40)
     view = view_of(policy, blocks=30)  # 3 slots

@@ -11,8 +11,9 @@ from sim.costs.catalogue import models
 from sim.costs.library import list_profiles
 from sim.costs.power import PowerModel
 from sim.study.bibliography import BIBTEX, ENTRIES, MARKS, cited_in, marks
-from sim.study.citations import DATA_SETS, MODELS, POWER, _of_data, _used
+from sim.study.citations import DATA_SETS, DRAFTING, MODELS, POWER, _of_data, _used
 from sim.study.policy_facts import policy_facts, section, short_reference
+from sim.study.speculative_config import SpeculativeConfig
 from workloads.lengths.tables import table_names
 from workloads.read import format_names
 
@@ -66,7 +67,7 @@ def test_all_that_is_shipped_has_an_entry():
         assert cited_in(profile.source), profile.name
     for name in table_names():
         assert _of_data(name, "auto"), name
-    named = [*DATA_SETS.values(), *POWER.values()]
+    named = [*DATA_SETS.values(), *POWER.values(), *DRAFTING.values()]
     assert set(MODELS.values()) | {k for keys in named for k in keys} <= set(ENTRIES)
     assert set(format_names()) - set(DATA_SETS) <= {"plain", "vllm"}
 
@@ -87,8 +88,23 @@ def test_files_are_cited_by_format_or_name(name, format, keys):
     assert _of_data(name, format) == keys
 
 
+BARE = {"policy": [], "cluster": {"model": "opt-13b"}, "about": {}, "workload": {}}
+
+
+def test_drafts_and_attention_are_cited():
+    drafts = {"method": "eagle", "num_speculative_tokens": 3, "control": "goodput"}
+    engine = {"attention": "fitted", "cascade_attention": True}
+    found = dict(_used(BARE | {"speculative": drafts, "engine": engine}))
+    assert found["drafts by eagle"] == ["li2024eagle", "liu2026illusion", "liu2024smartspec"]
+    assert found["attention fitted"] == ["ye2025flashinfer"]
+    assert {key for keys in found.values() for key in keys} <= set(ENTRIES)
+    assert set(DRAFTING) == set(get_args(SpeculativeConfig.model_fields["method"].annotation))
+    plain = _used(BARE | {"engine": {"attention": "fitted"}})
+    assert not [thing for thing, _ in plain if thing.startswith(("drafts", "attention"))]
+
+
 def test_power_is_cited_if_asked_for():
-    config = {"policy": [], "cluster": {"model": "opt-13b"}, "about": {}, "workload": {}}
+    config = BARE
     assert not any(thing.startswith("power") for thing, _ in _used(config))
     asked = dict(_used(config | {"power": {"model": "logistic"}}))
     assert asked["power model logistic"] == ["patel2024splitwise", "vllmsemanticrouter"]

@@ -103,6 +103,7 @@ def test_overhead_is_added_where_peak_figures_leave_it_out():
         (None, [3, 3, 3, 3, 3, 3]),
         ({"1-16": 3, "64-128": 2, "256-4096": 0}, [3, 3, 3, 2, 2, 0]),
         ({"256-4096": 0, "1": 1}, [1, 1, 1, 1, 1, 0]),
+        ({"256-4096": 0, 1: 1}, [1, 1, 1, 1, 1, 0]),  # as YAML reads it
     ],
 )
 def test_table_by_batch_as_vllm_reads_it(ranges, expected):
@@ -174,6 +175,23 @@ def test_readers_are_told():
     notes = built(drafting(placement="pool", draft_gpu="rtx-4090")).notes
     assert "draft times of llama-68m are peak figures, not measured" in notes
     assert "the drafters' GPUs (1 x rtx-4090 an instance) are in no count of GPUs" in notes
+    assert "drafts of llama-68m are taken to be accepted as those of an EAGLE head" in notes
+    other = "llama-68m drafts with a vocabulary of 32000 tokens, llama-3.1-8b has 128256"
+    assert any(note.startswith(other) for note in notes)
+    alike = drafting(model="llama-3.2-1b", acceptance={"model": "geometric", "rate": 0.7})
+    assert not [note for note in built(alike).notes if "vocabulary" in note or "EAGLE" in note]
+
+
+def test_the_size_that_is_told_is_what_the_drafter_leaves():
+    for data in (None, section(), drafting()):
+        setup = built(data)
+        (told,) = [note for note in setup.notes if note.startswith("num_gpu_blocks ")]
+        assert told.split()[1] == str(setup.specs[0].total_blocks)
+
+
+def test_roofline_is_of_the_drafts_too():
+    rough = built(drafting(profile="auto"), cluster={"profile": "roofline"})
+    assert "draft times of llama-68m are peak figures, not measured" in rough.notes
 
 
 # -- what is refused -------------------------------------------------------------------------------
@@ -188,7 +206,9 @@ def test_readers_are_told():
         (section(acceptance={"rate": 0.5}), "rate is of model: geometric, got model: published"),
         (section("draft_model"), "num_speculative_tokens 3 needs a draft profile: `model`"),
         (section("draft_model", model="llama-68m"), "speculative: no profile for llama-68m"),
+        (section("draft_model", model="llama-68m"), "speculative.profile: roofline for the drafts"),
         (section("draft_model", model="nano"), "unknown model 'nano'"),
+        (drafting(placement="pool", draft_gpu="abacus"), "unknown GPU 'abacus'"),
         (section("lookahead"), "'ngram' or 'drafter_pool', got 'lookahead'"),
         (section(k=99), "less than or equal to 64, got 99"),
         (section(model="llama-68m"), "model is of method: draft_model, got method: eagle"),
@@ -207,7 +227,7 @@ def test_readers_are_told():
         (section("drafter_pool", acceptance={"data": "cnn"}), "drafter_pool has its own; valid"),
         (section(tokens=3), "unknown key 'speculative.tokens'"),
         ({"num_speculative_tokens": 3}, "speculative.method is missing"),
-        (section(acceptance={"model": "trace", "file": "gone.txt"}), "gone.txt: cannot be read"),
+        (section(acceptance={"model": "trace", "file": "gone"}), "gone: cannot be read: No such"),
     ],
 )  # fmt: skip
 def test_bad_input(data, said):
@@ -367,3 +387,4 @@ def test_the_limit_on_candidates_cuts_k():
     ranges = {"num_speculative_tokens_per_batch_size": {"1-15": 6, "16-32": 3, "33-99": 0}}
     assert of("cosine", **ranges) == [6, 6, 5, 3, 2, 0, 0]
     assert of("continuous") == of({"name": "cosine", "candidates": 0}) == [6] * 7
+    assert of({"name": "cosine", "candidates": 10**12}) == [6] * 7, "and takes no time"

@@ -1,7 +1,7 @@
 """Engine settings of a measured run: from YAML, a one-row CSV, or the server's log.
 
 All come out as `Settings`: a nested mapping like a config's, and where each value was found. A YAML
-has the sections of an experiment (`cluster policy engine slo`), or is flat with vLLM's own argument
+has sections of an experiment (`SECTIONS`), or is flat with vLLM's own argument
 names, as a CSV row is.
 """
 
@@ -20,7 +20,7 @@ from sim.types import BadInput
 from workloads.base import Limits
 from workloads.streams import opened
 
-SECTIONS = ("cluster", "policy", "engine", "slo")
+SECTIONS = ("cluster", "policy", "engine", "slo", "speculative")
 
 FLAT = {
     "max_num_seqs": "policy.max_num_seqs",
@@ -51,6 +51,9 @@ UNLIKE: dict[str, tuple[Any, ...]] = {
 }
 """Arguments that are not modelled -> their values that need no model."""
 
+DRAFTING = ("speculative_config", "speculative_model")
+"""Arguments whose values (paths, files of a head) have no names here: `speculative` has to say."""
+
 PRESETS = (("0.19", "vllm-0.19"), ("0.2", "vllm-2023"))
 """Start of a version -> the preset that describes it."""
 
@@ -68,6 +71,7 @@ LOG_LINES: tuple[tuple[str, str], ...] = (
     ("gpu_memory_utilization", r"gpu_memory_utilization['\"]?[:=]\s*([\d.]+)"),
     ("vllm_version", r"LLM engine \(v(\d[\w.]*)\)"),
     ("vllm_version", r"vLLM API server version (\d[\w.]*)"),
+    ("speculative_config", r"speculative_config=(SpeculativeConfig\([^)]*\))"),
     ("model", r"[( ]model=['\"]?([\w./-]+)"),
 )
 """What lines of a server's log say; the last one of a kind counts."""
@@ -173,6 +177,11 @@ def from_arguments(arguments: Mapping[str, Any], source: str) -> Settings:
             values[FLAT[name]] = value
         elif name in UNLIKE and value not in UNLIKE[name]:
             notes.append(f"{name}={value} is not modelled")
+        elif name in DRAFTING:
+            notes.append(
+                f"{name}={value} is not taken over: give speculative.method and "
+                "speculative.num_speculative_tokens"
+            )
     if "engine.num_gpu_blocks" not in values and arguments.get("num_kv_tokens"):
         size = int(arguments.get("block_size", DEFAULT_BLOCK_SIZE))
         values["engine.num_gpu_blocks"] = int(arguments["num_kv_tokens"]) // size
@@ -248,7 +257,9 @@ def _from_yaml(path: Path) -> Settings:
         if section == "about":
             continue
         if section not in SECTIONS:
-            raise BadInput(f"--engine: {path}: unknown section {section!r}; valid: {SECTIONS}")
+            raise BadInput(
+                f"--engine: {path}: unknown section {section!r}; valid: {', '.join(SECTIONS)}"
+            )
         if isinstance(content, Mapping):
             values |= {f"{section}.{key}": value for key, value in content.items()}
         elif section == "policy":

@@ -71,10 +71,8 @@ class Replayed:
     @property
     def kv_guess(self) -> str | None:
         """What to say about a KV cache whose size nobody gave; None: it was given."""
-        if self.experiment.engine.num_gpu_blocks is not None:
-            return None
         costs = self.setup.instances[0].costs
-        if costs.profile.num_gpu_blocks is not None and costs.profile.pp == 1:
+        if not costs.kv_guessed:
             return None
         return (
             f"{GUESSED}: {costs.num_gpu_blocks:,} blocks of {costs.block_size} tokens by formula, "
