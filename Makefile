@@ -52,7 +52,7 @@ $(COMPILED): .venv/.ready $(wildcard build_backend/*.py sim/types/*.py sim/core/
 compiled-test: compiled ## both forms and both loops give the same records (about 3 min)
 	$(BIN)/python -m pytest tests/compiled -m "not gpu"
 
-performance: compiled ## measure all forms, write the table of docs/performance.md (5 min on a quiet machine)
+performance: compiled ## measure all forms and a profile: table and picture of docs/performance.md (8 min on a quiet machine)
 	$(BIN)/python docs/performance.py
 
 evidence: setup ## run the slow proofs and write results/reference/evidence.md (< 40 min)

@@ -6,6 +6,7 @@
 | `workloads.read` | `read_trace`, `format_names` |
 | `workloads.describe` | `describe`, `plot_histogram` |
 | `workloads.write` | `write_plain` |
+| `workloads.exports` | `write_as`, `form_names`: what other simulators read |
 | `workloads.fetch` | `fetch`, `dataset_names`, `datasets` |
 | `workloads.formats` | one file a trace format; adding one registers it |
 | `workloads.lengths` | one YAML a fitted distribution; adding one registers it |

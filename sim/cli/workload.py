@@ -32,6 +32,9 @@ MaxRows = Annotated[
     int | None, typer.Option("--max-rows", min=1, help="Refuse longer files; default 10 million.")
 ]
 Seed = Annotated[int, typer.Option("--seed", min=0, help="Root of the random streams.")]
+To = Annotated[
+    str, typer.Option("--to", help="plain, or what another reads: vidur, simdistserve, blis.")
+]
 
 
 @app.command()
@@ -74,37 +77,31 @@ def describe(
 @app.command()
 def convert(
     source: Annotated[Path, typer.Argument(metavar="IN", help="Trace file of any known format.")],
-    out: Annotated[Path, typer.Argument(metavar="OUT", help=".csv, .csv.gz or .parquet")],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help=".csv, .csv.gz, .parquet; see --to")],
     format: Format = "auto",
     tokenizer: Tokenizer = None,
     max_rows: MaxRows = None,
+    to: To = "plain",
 ) -> None:
-    """Write a trace in the plain format."""
-    from workloads import read_trace, write_plain
+    """Write a trace in the plain format, or in that of another simulator."""
+    from workloads import read_trace
 
-    trace = read_trace(source, format, tokenizer, max_rows)
-    write_plain(trace, out)
-    notices(_counted(trace))
-    say(f"wrote {len(trace)} requests to {out}")
+    _write(read_trace(source, format, tokenizer, max_rows), out, to)
 
 
 @app.command()
 def generate(
     source: Source,
-    out: Annotated[Path, typer.Argument(metavar="OUT", help=".csv, .csv.gz or .parquet")],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help=".csv, .csv.gz, .parquet; see --to")],
     settings: Settings = None,
     num_requests: Annotated[
         int | None, typer.Option("--num-requests", "-n", min=1, help="How many.")
     ] = None,
     seed: Seed = 0,
+    to: To = "plain",
 ) -> None:
     """Draw a trace from a distribution: bucketsim workload generate sharegpt out.csv -n 1000."""
-    from workloads import write_plain
-
-    trace = _trace(source, settings, {"num_requests": num_requests}, seed)
-    write_plain(trace, out)
-    notices(_counted(trace))
-    say(f"wrote {len(trace)} requests to {out}")
+    _write(_trace(source, settings, {"num_requests": num_requests}, seed), out, to)
 
 
 @app.command()
@@ -136,6 +133,15 @@ def _trace(source: str, settings: list[str] | None, fixed: dict[str, Any], seed:
     if not is_file(source) and not {"num_requests", "duration_s"} & set(data):
         data["num_requests"] = BUILT_IN_REQUESTS
     return generate(validate(WorkloadConfig, data, "workload", lambda _: COMMAND_LINE), seed)
+
+
+def _write(trace: Trace, out: Path, to: str) -> None:
+    """Write a trace in a form; say what was counted and what the form has no place for."""
+    from workloads.exports import write_as
+
+    left = write_as(trace, out, to)
+    notices(_counted(trace) + [f"left out, for {to} has no place for them: {w}" for w in left])
+    say(f"wrote {len(trace)} requests to {out}")
 
 
 def _counted(trace: Trace) -> list[str]:

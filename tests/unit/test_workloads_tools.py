@@ -1,6 +1,7 @@
 """Describing, drawing and writing traces."""
 
 import gzip
+import json
 import subprocess
 import sys
 
@@ -10,6 +11,7 @@ import pytest
 from sim.types import Trace
 from workloads.base import BadInput
 from workloads.describe import describe, plot_histogram
+from workloads.exports import form_names, write_as
 from workloads.read import read_trace
 from workloads.workload import WorkloadConfig, generate
 from workloads.write import write_plain
@@ -99,6 +101,47 @@ def test_suffix_and_place(tmp_path, write):
     place = tmp_path / "no" / ("a.csv" if write is write_plain else "a.png")
     with pytest.raises(BadInput, match=r"a\.(csv|png): cannot write: "):
         write(trace, place)
+
+
+def small(**columns):
+    return trace_of([3, 5], [2, 7], arrival_s=np.array([0.1 + 0.2, 1.0000006]), **columns)
+
+
+def test_what_other_simulators_read(tmp_path):
+    for form, name in (("vidur", "v.csv"), ("simdistserve", "s.json"), ("blis", "b.csv")):
+        assert write_as(small(), tmp_path / name, form) == []
+    again = read_trace(tmp_path / "v.csv", "vidur")
+    np.testing.assert_array_equal(again.arrival_s, small().arrival_s)
+    assert (again.input_len.tolist(), again.output_len.tolist()) == ([3, 5], [2, 7])
+    assert json.loads((tmp_path / "s.json").read_text()) == [
+        {"start_time": 0.1 + 0.2, "prompt_len": 3, "output_len": 2},
+        {"start_time": 1.0000006, "prompt_len": 5, "output_len": 7},
+    ]
+    head, *rows = (tmp_path / "b.csv").read_text().splitlines()
+    # BLIS reads by place, and its numbers must be there.
+    assert head.split(",")[9:11] + head.split(",")[19:21] == [
+        *("input_tokens", "output_tokens"),
+        *("arrival_time_us", "send_time_us"),
+    ]
+    assert rows[1] == "1,,,,,0,,0,false,5,7,0,0,0,0,0,,0,0,1000001,1000001,0,0,0,ok,,"
+    assert "trace_version: 2\n" in (tmp_path / "b.yaml").read_text()
+
+
+def test_what_a_form_cannot_say(tmp_path):
+    trace = small(priority=np.array([0, 1]))
+    assert write_as(trace, tmp_path / "a.csv", "vidur") == ["priority"]
+    assert write_as(trace, tmp_path / "p.csv", "plain") == []
+    assert read_trace(tmp_path / "p.csv").priority.tolist() == [0, 1]
+    for form, name, message in (
+        ("vidur", "a.json", r"a\.json: the form vidur needs the suffix \.csv"),
+        ("vidu", "a.csv", "unknown form 'vidu'; did you mean 'vidur'"),
+        ("blis", "no/a.csv", "cannot write: "),
+    ):
+        with pytest.raises(BadInput, match=message):
+            write_as(trace, tmp_path / name, form)
+    assert set(form_names()) == {"plain", "vidur", "simdistserve", "blis"}
+    with pytest.raises(BadInput, match="blis needs arrival times and the trace has none"):
+        write_as(trace_of([1], [1]), tmp_path / "a.csv", "blis")
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
