@@ -25,11 +25,12 @@ from pathlib import Path
 
 from mutations import ENGINE, Mutation
 from policy_mutations import POLICIES
+from study_mutations import STUDIES
 
 ROOT = Path(__file__).resolve().parent.parent
 COPIED = ("sim", "policies", "workloads", "tests", "docs", "pyproject.toml")
 AT_A_TIME = 2
-MUTATIONS = (*ENGINE, *POLICIES)
+MUTATIONS = (*ENGINE, *POLICIES, *STUDIES)
 TIMEOUT_S = 120
 
 

@@ -11,9 +11,6 @@ LEAVING = "tests/golden/test_golden_leaving.py"
 ENGINE_UNIT = "tests/unit/test_core_engine.py"
 FAILURES = "tests/golden/test_golden_failures.py"
 ASYNC = "tests/golden/test_golden_async.py"
-BUILD_UNIT = "tests/unit/test_study_build.py"
-METRICS_UNIT = "tests/unit/test_study_metrics.py"
-PRESETS_UNIT = "tests/unit/test_study_presets.py"
 SHARED = "tests/golden/test_golden_shared_queue.py"
 SHARED_UNIT = "tests/unit/test_core_shared_queue.py"
 TRANSFER = "tests/golden/test_golden_transfer.py"
@@ -24,8 +21,6 @@ POOL = "tests/properties/test_block_pool.py"
 ATTENTION = "tests/golden/test_golden_attention.py"
 PREFIXES_UNIT = "tests/unit/test_core_prefixes.py"
 ROUTERS_UNIT = "tests/unit/test_core_routers.py"
-ENERGY_UNIT = "tests/unit/test_study_energy.py"
-POWER_UNIT = "tests/unit/test_costs_power.py"
 
 
 @dataclass(frozen=True)
@@ -241,13 +236,6 @@ ENGINE = (
         "if False:",
         (ASYNC,),
     ),
-    Mutation(
-        "null block is used",
-        "sim/study/build.py",
-        "costs.num_gpu_blocks - engine.null_block",
-        "costs.num_gpu_blocks",
-        (BUILD_UNIT,),
-    ),
     # Memory and membership.
     Mutation(
         "KV growth looked up a step late",
@@ -335,41 +323,6 @@ ENGINE = (
         ("tests/unit/test_core_routers.py",),
     ),
     # Clocks, host time, presets.
-    Mutation(
-        "the engine's clock starts at the arrival",
-        "sim/study/statistics/clock.py",
-        'return "queued_s" if self.name == ENGINE else "arrival_s"',
-        'return "arrival_s"',
-        (METRICS_UNIT,),
-    ),
-    Mutation(
-        "API time is in the TTFT only",
-        "sim/study/statistics/clock.py",
-        "return ttft_ms + self.api_latency_ms, e2e_ms + self.api_latency_ms",
-        "return ttft_ms + self.api_latency_ms, e2e_ms",
-        (METRICS_UNIT,),
-    ),
-    Mutation(
-        "host time on top counts no sequences",
-        "sim/costs/model.py",
-        "_fs(host.seq_ms + extra.seq_ms)",
-        "_fs(host.seq_ms)",
-        ("tests/unit/test_costs_model.py",),
-    ),
-    Mutation(
-        "a preset wins over the config",
-        "sim/study/presets.py",
-        "if key not in section}",
-        "if True}",
-        (PRESETS_UNIT,),
-    ),
-    Mutation(
-        "an A100 gets the batches of larger GPUs",
-        "sim/study/presets.py",
-        " and NOT_LARGE not in gpu",
-        "",
-        (PRESETS_UNIT,),
-    ),
     # From prefill to decode: links, blocks, pipelines.
     Mutation(
         "transfers do not share a link",
@@ -590,32 +543,4 @@ ENGINE = (
         (ROUTERS_UNIT,),
     ),
     # Energy.
-    Mutation(
-        "energy: busy GPUs idle as well",
-        "sim/study/statistics/energy.py",
-        "instance.gpus * up_s - instance.busy_gpus * busy_s",
-        "instance.gpus * up_s",
-        (ENERGY_UNIT,),
-    ),
-    Mutation(
-        "energy: the cache does not grow within a span",
-        "sim/study/statistics/energy.py",
-        "moved[row] + k * (batch * instance.kv_token_bytes)[row]",
-        "moved[row]",
-        (ENERGY_UNIT,),
-    ),
-    Mutation(
-        "energy: an instance that is down draws idle power",
-        "sim/study/statistics/energy.py",
-        "up_s = max(duration_s - float(down_s), 0.0)",
-        "up_s = duration_s",
-        (ENERGY_UNIT,),
-    ),
-    Mutation(
-        "a power cap slows no mixed step",
-        "sim/costs/capped.py",
-        "if demand_mw <= self.cap_mw:",
-        "if demand_mw <= self.cap_mw or batch:",
-        (POWER_UNIT,),
-    ),
 )

@@ -4,12 +4,13 @@ from pathlib import Path
 
 from mutations import ENGINE
 from policy_mutations import POLICIES
+from study_mutations import STUDIES
 
 ROOT = Path(__file__).parents[1]
 
 
 def test_every_mutation_finds_its_line_and_its_tests():
-    for mutation in (*ENGINE, *POLICIES):
+    for mutation in (*ENGINE, *POLICIES, *STUDIES):
         text = (ROOT / mutation.path).read_text(encoding="utf-8")
         assert text.count(mutation.old) == 1, mutation.name
         assert mutation.new != mutation.old, mutation.name
