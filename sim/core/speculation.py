@@ -260,28 +260,37 @@ class SpeculativeInstance(Instance):
 
     def quit(self, request: Request) -> N:
         """Take a request out of the decoding batch; return the tokens it caches."""
-        cached = self.rounds[request.id].cached + self.rounds[request.id].tokens_by(self.steps)
-        request.held_blocks = self.blocks_of(request)
+        rounds = self.rounds.pop(request.id)
+        if self.steps - rounds.since == len(rounds.tokens):  # it has had the last
+            cached = rounds.cached + rounds.left
+            request.held_blocks = rounds.held + len(rounds.growth)
+        else:
+            cached = rounds.cached + rounds.tokens_by(self.steps)
+            request.held_blocks = rounds.blocks_by(self.steps)
+            self._turn(rounds, self.steps - rounds.since, -1)
         if self.steps == request.steps_at_join:
             self.joiners.remove(request)
-        self.note_emitted(request)
-        self._lift(request)
+        else:
+            self._note(request, rounds, cached - rounds.cached)
         request.seq = -1
         self.kv_tokens -= cached
         self.num_decoding -= 1
         return cached
 
     def note_emitted(self, request: Request) -> None:
-        """Count the tokens and rounds of a request that leaves the batch."""
+        """Count the tokens and rounds of a request of the batch that has failed."""
         if self.steps != request.steps_at_join:
             rounds = self.rounds[request.id]
-            request.emitted = self.generated(request)
-            request.last_token_fs = self.last_emit_fs
-            done = rounds.done + self.steps - rounds.since
-            if request.emitted < self.output_len[request.id]:
-                self.sim.rounds_done[request.id] = done
-            else:
-                self.sim.rounds_done.pop(request.id, None)
+            self._note(request, rounds, rounds.tokens_by(self.steps))
+
+    def _note(self, request: Request, rounds: Rounds, tokens: N) -> None:
+        """Count the tokens, `tokens` of them in `rounds`, and rounds of a request that leaves."""
+        request.emitted += rounds.emitted + tokens
+        request.last_token_fs = self.last_emit_fs
+        if tokens < rounds.left:
+            self.sim.rounds_done[request.id] = rounds.done + self.steps - rounds.since
+        else:
+            self.sim.rounds_done.pop(request.id, None)
 
     def wipe(self) -> None:
         """Hold nothing: the instance has failed, and its requests have been taken from it."""
@@ -335,15 +344,11 @@ class SpeculativeInstance(Instance):
             limits = np.arange(before + limit, last, size, dtype=np.int32)
             rounds.growth += (rounds.total.searchsorted(limits, "right") + 1).tolist()
 
-    def _lift(self, request: Request) -> None:
-        """Take the rounds that a request has not had out of the rings."""
-        rounds = self.rounds.pop(request.id)
-        elapsed = self.steps - rounds.since
-        if elapsed < len(rounds.tokens):
-            self._turn(rounds, elapsed, -1)
-
     def _turn(self, rounds: Rounds, elapsed: N, sign: N) -> None:
-        """Add what the rounds after the first `elapsed` bring to the rings, or take it out."""
+        """Add what the rounds after the first `elapsed` bring to the rings, or take it out.
+
+        Some must be left.
+        """
         ring, period = self.ahead, self.period
         tokens = rounds.tokens[elapsed:] if sign > 0 else -rounds.tokens[elapsed:]
         at, count = self.steps % period, len(tokens)
@@ -385,7 +390,7 @@ class SpeculativeInstance(Instance):
             had = rounds.tokens_by(self.steps)
             held = rounds.blocks_by(self.steps)
             done = rounds.done + self.steps - rounds.since
-            self._lift(request)
+            self._turn(rounds, self.steps - rounds.since, -1)
             ends = self._lay(request, done, rounds.emitted + had, rounds.cached + had, held)
             self.finishing.append((ends, request.seq, request))
         heapify(self.finishing)
@@ -450,11 +455,16 @@ class SpeculativeInstance(Instance):
         kv = self.kv_tokens
         end = piece.base_fs + piece.slope_fs * kv
         self.ends = [end]
-        steps, period = self.steps, self.period
-        room = self.free_blocks - self.phases[-steps % period]
-        for step in range(steps, steps + limit - 1):
-            room -= self.phases[-(step + 1) % period]
-            kv += int(self.ahead[step % period])
+        if limit == 1:
+            return
+        step, period, phases = self.steps, self.period, self.phases
+        room = self.free_blocks - phases[-step % period]
+        at = step % period
+        ahead: list[N] = self.ahead[at : at + limit - 1].tolist()  # less where the ring comes round
+        for tokens in ahead:
+            step += 1
+            room -= phases[-step % period]
+            kv += tokens
             if room < 0 or (kv >= piece.kv_end and piece.next is not None):
                 return
             end += piece.base_fs + piece.slope_fs * kv
