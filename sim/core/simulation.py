@@ -184,11 +184,7 @@ class Simulation:
         self.shared = None if one else self._new_shared_queue()
         self.rounds_done: dict[N, N] = {}
         """Rounds of speculation that requests outside a decoding batch have had."""
-        make = Instance if settings.speculation is None else SpeculativeInstance
-        self.instances = [make(i, s, policy, self, self.env) for i, s in enumerate(specs)]
-        for instance in self.instances:
-            price_by_batch(instance)
-        _check_roles([i.role for i in self.instances])
+        self.instances = self._new_instances(specs)
         self.queues = [i.waiting for i in self.instances if i.shared is None]
         """Each queue once."""
         if self.shared is not None:
@@ -209,18 +205,7 @@ class Simulation:
         self.source = None if trace.source is None else trace.source.tolist()
         self.arrivals = self._new_arrivals()
         self.closed = self.arrivals if isinstance(self.arrivals, ClosedArrivals) else None
-        self.monitor: Monitor | None = None
-        if self.monitor_period_s > 0:
-            self.monitor = Monitor(self, self.env, policy)
-        self.annotate = bool(
-            settings.ttft_slo_s or settings.e2e_slo_s or settings.predictor or self.monitor
-        )
-        self.aborts: Aborts | None = None
-        if settings.abort_after_s is not None:
-            self.aborts = Aborts(self, self.env, settings.abort_after_s)
-        self.failures: Failures | None = None
-        if settings.outages is not None:
-            self.failures = Failures(self, self.env, settings.outages)
+        self._set_watchers()
 
     def _read(self, policy: Policy) -> None:
         """Read what a policy declares, once.
@@ -264,18 +249,35 @@ class Simulation:
         )
         self.shortest: N = min([self.decode_tokens, *[i.max_tokens for i in self.instances]])
 
+    def _set_watchers(self) -> None:
+        """Set up what only some runs have: monitor, impatient clients, failures."""
+        settings = self.settings
+        self.monitor: Monitor | None = None
+        if self.monitor_period_s > 0:
+            self.monitor = Monitor(self, self.env, self.policy)
+        self.annotate = bool(
+            settings.ttft_slo_s or settings.e2e_slo_s or settings.predictor or self.monitor
+        )
+        self.aborts: Aborts | None = None
+        if settings.abort_after_s is not None:
+            self.aborts = Aborts(self, self.env, settings.abort_after_s)
+        self.failures: Failures | None = None
+        if settings.outages is not None:
+            self.failures = Failures(self, self.env, settings.outages)
+
+    def _new_instances(self, specs: Sequence[InstanceSpec]) -> list[Instance]:
+        make = Instance if self.settings.speculation is None else SpeculativeInstance
+        instances = [make(i, s, self.policy, self, self.env) for i, s in enumerate(specs)]
+        for instance in instances:
+            price_by_batch(instance)
+        _check_roles([i.role for i in instances])
+        return instances
+
     def _new_shared_queue(self) -> SharedQueue | None:
         return SharedQueue(self, self.policy) if self.queue_scope == "cluster" else None
 
     def _new_links(self) -> Links:
-        settings = self.settings
-        return Links(
-            self.env,
-            settings.link_bytes_per_s,
-            settings.link_latency_s,
-            settings.link_shared,
-            settings.link_overlap,
-        )
+        return Links(self.env, *self.settings.links)
 
     def _new_arrivals(self) -> Arrivals:
         trace, settings = self.trace, self.settings

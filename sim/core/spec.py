@@ -195,9 +195,7 @@ class Settings:
         speculation: Speculation | None = None,
         loop: str = "fast",
     ) -> None:
-        _check(executor, fuse_steps, async_scheduling, enable_prefix_caching, outages)
-        if speculation is not None and (executor is not None or async_scheduling):
-            raise ValueError("speculation: not with an executor, nor with async_scheduling")
+        _check(executor, fuse_steps, async_scheduling, enable_prefix_caching, outages, speculation)
         self.fuse_steps = fuse_steps
         self.padding = padding
         self.router = router
@@ -208,10 +206,7 @@ class Settings:
         self.concurrency = concurrency
         self.think_s = think_s
         self.decode_router = decode_router
-        self.link_bytes_per_s = link_bytes_per_s
-        self.link_latency_s = link_latency_s
-        self.link_shared = link_shared
-        self.link_overlap = link_overlap
+        self.links = (link_bytes_per_s, link_latency_s, link_shared, link_overlap)
         self.first_token = first_token
         self.async_scheduling = async_scheduling
         self.note_queued = note_queued
@@ -239,8 +234,11 @@ def _check(
     async_scheduling: bool,
     enable_prefix_caching: bool,
     outages: Outages | None,
+    speculation: Speculation | None,
 ) -> None:
-    """Refuse what a real device does not do."""
+    """Refuse what does not go together, and what a real device does not do."""
+    if speculation is not None and (executor is not None or async_scheduling):
+        raise ValueError("speculation: not with an executor, nor with async_scheduling")
     if executor is None:
         return
     if fuse_steps:

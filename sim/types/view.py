@@ -104,8 +104,7 @@ class View:
         self.period: N = block_size
         """Steps after which the phases come round."""
         self.phases: list[N] = [0] * block_size
-        """Blocks that the decoding batch takes for the step that finds the counter at s, at
-        -s modulo the period."""
+        """Blocks that the batch takes for the step that finds the counter at s, at -s % period."""
         self.lookahead: N = 0
         """Slots beyond its next token that every decoding request holds, for drafted tokens."""
         self.preempted_last_step = False
