@@ -21,7 +21,7 @@ from sim.core.records import RunRecord
 from sim.core.simulation import simulate
 from sim.core.spec import InstanceSpec, Settings, Speculation
 from sim.costs.simple import AffineCost
-from sim.types import CostModel, PlanError, Trace
+from sim.types import CostModel, Decode, Plan, PlanError, Preemption, Trace, View
 
 QUICK, FULL = 8, 400
 COUNTS = ("spec_rounds", "draft_tokens", "accepted_tokens")
@@ -194,3 +194,33 @@ def test_static_batches_do_not_speculate():
     settings = Settings(speculation=fixed(2, geometric(0.5, 2, 0)))
     with pytest.raises(PlanError, match="drafts no tokens"):
         simulate(trace, cls(cls.Config()), [InstanceSpec(AffineCost(), 100, 4)], settings)
+
+
+def test_a_preempted_request_goes_on_with_its_draws():
+    """After 1 + 4 tokens it is evicted; its second prefill emits one, and three rounds one each."""
+    cls = load("continuous")
+
+    class Evicts(cls):  # type: ignore[misc, valid-type]
+        def plan(self, view: View) -> Plan | None:
+            for request in view.running.values():
+                if view.num_decoding and view.generated(request) == 5:
+                    return Decode(preempt=[Preemption(request)])
+            return super().plan(view)
+
+    trace = Trace(np.array([5]), np.array([9]), np.zeros(1))
+    settings = Settings(False, speculation=fixed(3, Given([[3, 0, 0, 0]])))
+    spec = InstanceSpec(AffineCost(1.0, 0.0, 0.5), 100, 4)
+    record = simulate(trace, Evicts(cls.Config()), [spec], settings)
+    assert record.requests["preemptions"].tolist() == [1]
+    assert [record.counters[name] for name in COUNTS] == [4, 12, 3]
+
+
+def test_a_first_token_from_the_decode_instance_comes_alone():
+    """Rounds of 3 and 0 by turns: the first token alone, then one, then the three that are left."""
+    cls = load("distserve")
+    trace = Trace(np.array([5]), np.array([5]), np.zeros(1))
+    cost = AffineCost(1.0, 0.0, 0.5)
+    specs = [InstanceSpec(cost, 100, 4, role=role) for role in ("prefill", "decode")]
+    settings = Settings(first_token="decode", speculation=fixed(3, Given([[3, 0]])))
+    record = simulate(trace, cls(cls.Config()), specs, settings)
+    assert [record.counters[name] for name in COUNTS] == [3, 9, 2]
