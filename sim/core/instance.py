@@ -61,10 +61,7 @@ class Instance(Seats):
         "fuse",
         "increment_fs",
         "kind",
-        "lead_fs",
         "n_steps",
-        "odd",
-        "odd_waits",
         "padded_tokens",
         "padding",
         "pipeline",
@@ -74,13 +71,11 @@ class Instance(Seats):
         "pull_fs",
         "pull_step",
         "pulls_within",
-        "queue_at_start",
+        "row",
         "settled",
         "start_fs",
-        "start_s",
         "static",
         "timer",
-        "veterans",
     )
 
     def __init__(
@@ -106,27 +101,23 @@ class Instance(Seats):
         self.plans: N = 0
 
         # The span under way.
+        self.row: N = 0
+        """Where its row stands in the log."""
         self.start_fs = 0
-        self.start_s = 0.0
         self.first_fs = 0
         self.increment_fs = 0
-        self.lead_fs = 0
         self.n_steps: N = 0
         self.settled: N = 0
         """Steps of the span that are accounted for already."""
         self.pulls_within = False
         """Whether nothing bounds its plan, so that a pull does not end it."""
         self.batch: N = 0
-        self.veterans: N = 0
-        self.odd_waits: list[int] = []
-        self.odd: N = 0
         self.cut = False
         self.chunks: Sequence[tuple[Request, N]] = ()
         self.kind = DECODE
         self.prefill_requests: N = 0
         self.prefill_tokens: N = 0
         self.padded_tokens: N = 0
-        self.queue_at_start: N = 0
         self.extrapolated = False
 
     # -- events -----------------------------------------------------------------------------
@@ -204,6 +195,7 @@ class Instance(Seats):
             left = min(left, self.steps_until_free_below(0))
             if left == 0:
                 self.n_steps = step
+                self.log.shorten(self.row, step)
                 return True
             self._end_span_after(step + left)
         return False
@@ -235,8 +227,19 @@ class Instance(Seats):
         steps = self.steps_by(now) - 1
         if steps > 0:
             ended += self.span_fs(steps)
+            self.log.shorten(self.row, steps)
             self._settle(ended, steps)
+        else:
+            self._take_back()
         return now - ended
+
+    def _take_back(self) -> None:
+        """Let the log forget the span under way: not even its first step has ended."""
+        self.log.shorten(self.row, 0)
+        for request in self.decoding() if self.batch else ():
+            joined = request.steps_at_join == self.steps
+            if joined and request.last_token_fs < self.start_fs >= request.first_token_fs:
+                self.log.gaps_fs.remove(self.start_fs + self.first_fs - request.last_token_fs)
 
     def go_down(self, now: int) -> int:
         """Fail; return what the step under way had taken, in femtoseconds."""
@@ -245,7 +248,6 @@ class Instance(Seats):
         self.up = False
         self.end_fs = self.pull_fs = -1
         self.chunks = ()
-        self.odd_waits = []
         self.aborts = []
         if self.static is not None:
             for request in self.running.values():
@@ -406,21 +408,41 @@ class Instance(Seats):
             first = self.pipeline.enter(now, first) - now
         self.activity = STEPPING
         self.start_fs = now
-        self.start_s = self.now_s
         self.first_fs = first
         self.increment_fs = increment
         self.n_steps = steps
         self.settled = 0
         self.batch = batch
-        self.queue_at_start = self.num_waiting
         self.cut = False
-        self.lead_fs = self.veterans = 0
+        lead = veterans = odd = 0
         if batch:
-            self.odd = 0
-            if self.last_emit_fs != now:
-                self._note_stalls(now, batch)
-            elif self.joiners:
-                self._note_joiners(now)
+            if self.last_emit_fs != now:  # the batch has stood still
+                veterans = batch - len(self.joiners)
+                if veterans:
+                    lead = now - self.last_emit_fs
+            if self.joiners:
+                odd = self._note_joiners(now)
+        rows = self.log.rows
+        self.row = len(rows)
+        rows += PACK_STEP(
+            self.now_s,
+            first,
+            increment,
+            lead,
+            self.kv_tokens + self.partial_tokens,
+            steps,
+            self.id,
+            self.prefill_requests,
+            self.prefill_tokens,
+            self.padded_tokens,
+            batch,
+            batch,
+            veterans,
+            odd,
+            self.num_waiting,
+            self.kind,
+            self.extrapolated,
+        )
         self.end_fs = now + (first if steps == 1 else self.span_fs(steps))
         timer = self.timer
         if COMPILED:
@@ -432,27 +454,25 @@ class Instance(Seats):
         """Let the span under way end earlier, if `steps` is less than it has."""
         if steps < self.n_steps:
             self.n_steps = steps
+            self.log.shorten(self.row, steps)
             self.end_fs = self.start_fs + self.span_fs(steps)
             self.timer.at(self.end_fs)
 
-    def _note_stalls(self, now: int, batch: N) -> None:
-        """The batch has stood still: its first inter-token gap is longer than the step."""
-        veterans = batch - len(self.joiners)
-        self._note_joiners(now)
-        if veterans:
-            self.lead_fs = now - self.last_emit_fs
-            self.veterans = veterans
+    def _note_joiners(self, now: int) -> N:
+        """Note the first gaps of those that emitted their last token before now; return how many.
 
-    def _note_joiners(self, now: int) -> None:
-        """Find those that emitted their last token before now: their first gap is their own."""
+        Those whose first token is due in this step count as well.
+        """
+        odd = 0
         for request in self.joiners:
-            if request.first_token_fs < 0:  # it emits its first token in this step
+            if request.first_token_fs < 0:
                 request.first_token_fs = now + self.first_fs
-                self.odd += 1
+                odd += 1
             elif request.last_token_fs != now:
-                self.odd_waits.append(now - request.last_token_fs)
-                self.odd += 1
+                self.log.gaps_fs.append(now - request.last_token_fs + self.first_fs)
+                odd += 1
         self.joiners.clear()
+        return odd
 
     # -- steps with prompt chunks -----------------------------------------------------------
 
@@ -522,34 +542,10 @@ class Instance(Seats):
     def _settle(self, now: int, steps: N) -> None:
         """Account for `steps` steps of the span under way."""
         batch = self.batch
-        chunks = self.chunks
-        odd_waits = self.odd_waits
-        self.log.rows += PACK_STEP(
-            self.start_s,
-            self.first_fs,
-            self.increment_fs,
-            self.lead_fs,
-            self.kv_tokens - self.settled * batch + self.partial_tokens,
-            steps,
-            self.id,
-            self.prefill_requests,
-            self.prefill_tokens,
-            self.padded_tokens,
-            batch,
-            batch,
-            self.veterans,
-            self.odd if batch else 0,
-            self.queue_at_start,
-            self.kind,
-            self.extrapolated,
-        )
         if batch:
             self.last_emit_fs = now
             self._account(steps)
-            if odd_waits:
-                self.log.gaps_fs += [wait + self.first_fs for wait in odd_waits]
-                self.odd_waits = []
-        if chunks:
+        if self.chunks:
             self._end_chunks(now)
         heap = self.finishing
         while batch and heap and heap[0][0] <= self.steps:

@@ -60,6 +60,10 @@ _SEEN_DTYPE = np.dtype([("request_id", "<i4"), ("seen_s", "<f8")])
 PACK_STEP: Final = struct.Struct("<dqqqqiiiiiiiiiib?").pack
 """Packs one row of `STEP_DTYPE`."""
 
+_COUNT_AT: Final = struct.calcsize("<dqqqq")
+_PACK_COUNT_INTO: Final = struct.Struct("<i").pack_into
+"""Packs `n_steps` anew, `_COUNT_AT` bytes into a row."""
+
 PACK_STATIC_DECODE: Final = struct.Struct("<dqq8xqii12xii8xib?").pack
 """The same without lead, prefill and odd gaps, which static decode steps do not have."""
 STEP_DTYPE = np.dtype(
@@ -210,6 +214,12 @@ class StepLog:
         """Whether rows of no steps stand in the log."""
         self.gaps_fs: list[int] = []
         self.swaps: list[tuple[float, float, N, N, N, str]] = []
+
+    def shorten(self, row: N, steps: N) -> None:
+        """Let the row that begins at byte `row` have `steps` steps."""
+        _PACK_COUNT_INTO(self.rows, row + _COUNT_AT, steps)
+        if not steps:
+            self.was_cut = True
 
     def table(self) -> NDArray[np.void]:
         """Return the spans as a structured array of `STEP_DTYPE`, by start and instance."""

@@ -164,6 +164,7 @@ class SpeculativeInstance(Instance):
         "drafted",
         "drafts",
         "ends",
+        "queue_at_start",
         "rounds",
         "spec_rounds",
         "speculation",
@@ -200,6 +201,8 @@ class SpeculativeInstance(Instance):
         """Of every decoding request."""
         self.ends: list[int] = []
         """When each step of a longer span ends, in femtoseconds after its start."""
+        self.queue_at_start: N = 0
+        """Requests that waited when the span began."""
         self.spec_rounds: N = 0
         self.draft_tokens: N = 0
         self.accepted: N = 0
@@ -473,28 +476,29 @@ class SpeculativeInstance(Instance):
     def _launch(self, now: int, steps: N, first: int, increment: int, batch: N) -> None:
         if batch and self.kind == MIXED:
             self._redraft()
+        self.queue_at_start = self.num_waiting
         super()._launch(now, steps, first, 0, batch)
 
     # -- the end of steps -------------------------------------------------------------------
 
     def _settle(self, now: int, steps: N) -> None:
         """Account for `steps` steps of the span under way, each as if it had run alone."""
+        self.log.shorten(self.row, 1)
         if steps > 1:
-            self._settle_all_but(steps - 1)
+            self._log_further(steps)
         super()._settle(now, 1)
 
-    def _settle_all_but(self, last: N) -> None:
-        """Log and account for the steps of the span before the one of number `last`."""
+    def _log_further(self, steps: N) -> None:
+        """Account for all of the span's steps but the last, and log all but the first."""
         batch, ends, rows = self.batch, self.ends, self.log.rows
-        if self.odd_waits:
-            self.log.gaps_fs += [wait + self.first_fs for wait in self.odd_waits]
-            self.odd_waits = []
-        for step in range(last):
+        for step in range(1, steps):
+            self._account(1)
+            self.first_fs = ends[step] - ends[step - 1]
             rows += PACK_STEP(
-                self.start_s,
+                (self.start_fs + ends[step - 1]) / FS_PER_S,
                 self.first_fs,
                 0,
-                self.lead_fs,
+                0,
                 self.kv_tokens + self.partial_tokens,
                 1,
                 self.id,
@@ -503,16 +507,12 @@ class SpeculativeInstance(Instance):
                 0,
                 batch,
                 batch,
-                self.veterans,
-                self.odd,
+                0,
+                0,
                 self.queue_at_start,
                 self.kind,
                 self.extrapolated,
             )
-            self._account(1)
-            self.lead_fs = self.veterans = self.odd = 0
-            self.start_s = (self.start_fs + ends[step]) / FS_PER_S
-            self.first_fs = ends[step + 1] - ends[step]
 
     def _account(self, step: N) -> None:
         """Let the batch have grown by one step."""
