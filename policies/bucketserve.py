@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Annotated, Literal
 
 from policies.base import (
-    ClusterInfo,
     Field,
     N,
     Plan,
-    Policy,
-    Pool,
-    Preemption,
     Request,
     View,
     WaitQueue,
@@ -20,7 +15,7 @@ from policies.base import (
 )
 from policies.parts.batches import BatchConfig, BatchFormer
 from policies.parts.buckets import BucketQueue, new_counts
-from policies.parts.disaggregated import can_pull, fcfs_batch, half_and_half, next_step, swap_last
+from policies.parts.disaggregated import Disaggregated, fcfs_batch
 from policies.parts.midpoint import BatchLimit, Midpoints
 from sim.types import Snapshot
 
@@ -50,7 +45,7 @@ class BucketserveConfig(BatchConfig):
 
 
 @policy("bucketserve")
-class Bucketserve(Policy):
+class Bucketserve(Disaggregated):
     """Dynamic batching in buckets of similar prompt length, on separate prefill and decode pools.
 
     Idea: a padded prefill batch costs rows times longest prompt. Waiting prompts are kept in length
@@ -104,6 +99,7 @@ class Bucketserve(Policy):
     assumes = "prompt lengths"
 
     def __init__(self, config: BucketserveConfig) -> None:
+        super().__init__(config.max_num_seqs, config.ready_threshold, config.padded)
         self.former = BatchFormer(config)
         self.limit = BatchLimit(config.nmax_length, config.l_max)
         self.midpoints = Midpoints(
@@ -115,9 +111,6 @@ class Bucketserve(Policy):
             config.min_width,
         )
         self.l_max: N = config.l_max
-        self.padded = config.padded
-        self.max_num_seqs: N = config.max_num_seqs
-        self.ready_threshold = config.ready_threshold
         self.monitor_period_s = config.monitor_period_s if self.limit.needs_mean else 0.0
         self.monitor_delay_s = config.monitor_delay_s
         self.mean_half_life_s = config.mean_half_life_s
@@ -131,10 +124,6 @@ class Bucketserve(Policy):
         """Return an empty queue in one bucket. A run begins by asking for its queues."""
         self._arrivals = self._tokens = self._sampled_s = 0.0
         return BucketQueue(self.midpoints.starts(), self.former.entry, self.counts)
-
-    def pools(self, cluster: ClusterInfo) -> Sequence[Pool]:
-        """Return one prefill and one decode instance on half of the GPUs each."""
-        return half_and_half(cluster)
 
     def on_monitor(self, snapshot: Snapshot) -> None:
         """Note how many requests arrived and how long they were."""
@@ -155,15 +144,7 @@ class Bucketserve(Policy):
         batch: list[Request] = []
         if view.num_waiting and not view.swapped:
             batch = self._batch(view)
-        return next_step(view, batch, self.max_num_seqs, self.padded)
-
-    def can_accept(self, view: View, request: Request) -> bool:
-        """Pull while little waits to join and the prompt fits."""
-        return can_pull(view, request, self.ready_threshold)
-
-    def victim(self, view: View) -> Preemption:
-        """Swap out the last of the batch."""
-        return swap_last(view)
+        return self.next_step(view, batch)
 
     def overhead_s(self, view: View) -> float:
         """Seconds of bucketing since the last batch left, at `overhead_us_per_op`."""

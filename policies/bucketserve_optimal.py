@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from itertools import pairwise
 from typing import Literal
 
 from pydantic import model_validator
 
 from policies.base import (
-    ClusterInfo,
     Field,
     N,
     Plan,
-    Policy,
-    Pool,
-    Preemption,
     Request,
     View,
     WaitQueue,
@@ -24,7 +19,7 @@ from policies.base import (
 from policies.parts.batches import BatchConfig, BatchFormer
 from policies.parts.boundaries import centroid_cuts, cheapest_cuts, geometric_starts, row_prices
 from policies.parts.buckets import BucketQueue, new_counts
-from policies.parts.disaggregated import can_pull, fcfs_batch, half_and_half, next_step, swap_last
+from policies.parts.disaggregated import Disaggregated, fcfs_batch
 from policies.parts.histogram import LengthHistogram
 
 
@@ -58,15 +53,15 @@ class BucketserveOptimalConfig(BatchConfig):
 
 
 @policy("bucketserve-optimal")
-class BucketserveOptimal(Policy):
+class BucketserveOptimal(Disaggregated):
     """BucketServe whose buckets are computed from a histogram of recent prompt lengths.
 
     Idea: midpoints know nothing of the lengths that arrive, and one bucket at low load pads most.
     Boundaries that minimise the expected price of padded batches are cheap to compute exactly.
 
-    Decision rule: boundaries are recomputed before a batch is formed when `boundary_period_s` has
-    passed since the last time at the latest arrival, or as many requests have arrived since as had
-    before. `dp` cuts the histogram (an arrival counts half after `half_life_s`) into at most
+    Decision rule: boundaries are recomputed before a batch is formed of several waiting requests
+    when `boundary_period_s` has passed since the last time at the latest arrival, or as many
+    requests have arrived since as had before. `dp` cuts the histogram (an arrival counts half after `half_life_s`) into at most
     `num_buckets` buckets of least total price; a request costs one row of the largest safe batch
     padded to the longest bin of its bucket, as the instance's cost model prices it. Nothing is
     merged. `centroid` takes the paper's Eq. 4, `fixed` takes `edges`. All else is as in
@@ -91,6 +86,7 @@ class BucketserveOptimal(Policy):
     assumes = "prompt lengths, prefill price"
 
     def __init__(self, config: BucketserveOptimalConfig) -> None:
+        super().__init__(config.max_num_seqs, config.ready_threshold, config.padded)
         self.former = BatchFormer(config)
         self.boundaries: str = config.boundaries
         self.num_buckets: N = config.num_buckets
@@ -102,9 +98,6 @@ class BucketserveOptimal(Policy):
         """Longest prompt of every bin."""
         self.boundary_period_s = config.boundary_period_s
         self.half_life_s = config.half_life_s
-        self.padded = config.padded
-        self.max_num_seqs: N = config.max_num_seqs
-        self.ready_threshold = config.ready_threshold
         self.counts: dict[str, N] = new_counts()
         self.operation_counts = self.counts
         self.charges_overhead = config.overhead_us_per_op > 0
@@ -119,24 +112,12 @@ class BucketserveOptimal(Policy):
         histogram = LengthHistogram(len(self.starts), self.boundary_period_s, self.half_life_s)
         return BucketQueue(self.starts, self.former.entry, self.counts, histogram)
 
-    def pools(self, cluster: ClusterInfo) -> Sequence[Pool]:
-        """Return one prefill and one decode instance on half of the GPUs each."""
-        return half_and_half(cluster)
-
     def plan(self, view: View) -> Plan | None:
         """Recompute the boundaries if they are due, then form a batch, or go on decoding."""
         batch: list[Request] = []
         if view.num_waiting and not view.swapped:
             batch = self._batch(view)
-        return next_step(view, batch, self.max_num_seqs, self.padded)
-
-    def can_accept(self, view: View, request: Request) -> bool:
-        """Pull while little waits to join and the prompt fits."""
-        return can_pull(view, request, self.ready_threshold)
-
-    def victim(self, view: View) -> Preemption:
-        """Swap out the last of the batch."""
-        return swap_last(view)
+        return self.next_step(view, batch)
 
     def overhead_s(self, view: View) -> float:
         """Seconds of bucketing since the last batch left, at `overhead_us_per_op`."""
@@ -148,8 +129,9 @@ class BucketserveOptimal(Policy):
             return fcfs_batch(view, self.l_max, self.max_num_seqs)
         queue = view.waiting
         assert isinstance(queue, BucketQueue)
-        if queue.histogram is not None and queue.histogram.due:
-            self._recompute(view, queue, queue.histogram)
+        histogram = queue.histogram
+        if histogram is not None and histogram.due and queue.only() is None:
+            self._recompute(view, queue, histogram)
         rows = 1 << 62 if view.role == "prefill" else self.max_num_seqs - len(view.running)
         return self.former.batch(view, queue, rows)
 

@@ -2,33 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from itertools import islice
 from math import inf
 from typing import Literal
 
 from policies.base import (
-    ClusterInfo,
     Config,
     Field,
     N,
     Plan,
-    Policy,
-    Pool,
-    Preemption,
     Prefill,
     Request,
     View,
     WaitQueue,
     policy,
 )
-from policies.parts.disaggregated import (
-    can_pull,
-    fcfs_batch,
-    half_and_half,
-    next_step,
-    swap_last,
-)
+from policies.parts.disaggregated import Disaggregated, fcfs_batch
 from policies.parts.grouping import DeadlineQueue, GroupFormer
 
 
@@ -67,7 +56,7 @@ class DeadlineBatchConfig(Config):
 
 
 @policy("deadline-batch")
-class DeadlineBatch(Policy):
+class DeadlineBatch(Disaggregated):
     """Deadline order, demotion of lost requests and least-price groups on the prefill side.
 
     Idea: a padded batch wastes what its shorter prompts are padded by, and a request that will miss
@@ -110,12 +99,11 @@ class DeadlineBatch(Policy):
     assumes = "prompt lengths, TTFT bounds, prefill price"
 
     def __init__(self, config: DeadlineBatchConfig) -> None:
+        super().__init__(config.max_num_seqs, config.ready_threshold, config.padded)
         self.config = config
         self.order = config.order
-        self.padded = config.padded
         self.max_batch_tokens: N = config.max_batch_tokens
         self.max_batch_size: N = config.max_batch_size
-        self.max_num_seqs: N = config.max_num_seqs
         self.former = GroupFormer(
             config.max_batch_tokens,
             config.max_batch_size,
@@ -131,18 +119,6 @@ class DeadlineBatch(Policy):
         latest_start_s = self.former.latest_start_s if self.config.demote_lost else None
         return DeadlineQueue(self.key, latest_start_s)
 
-    def pools(self, cluster: ClusterInfo) -> Sequence[Pool]:
-        """Return one prefill and one decode instance on half of the GPUs each."""
-        return half_and_half(cluster)
-
-    def can_accept(self, view: View, request: Request) -> bool:
-        """Pull while little waits to join and the prompt fits."""
-        return can_pull(view, request, self.config.ready_threshold)
-
-    def victim(self, view: View) -> Preemption:
-        """Swap out the last of the batch."""
-        return swap_last(view)
-
     def plan(self, view: View) -> Plan | None:
         """Decide the next step of a prefill or a decode instance."""
         batch: list[Request] = []
@@ -152,7 +128,7 @@ class DeadlineBatch(Policy):
             return Prefill(batch, self.padded) if batch else None
         if view.num_waiting and not view.swapped:
             batch = fcfs_batch(view, self.max_batch_tokens, self.max_batch_size)
-        return next_step(view, batch, self.max_num_seqs, self.padded)
+        return self.next_step(view, batch)
 
     def key(self, request: Request) -> float:
         """Return what the queue is sorted by; ties go by trace row."""

@@ -2,22 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from policies.base import (
-    ClusterInfo,
     Config,
     Field,
     N,
     Plan,
-    Policy,
-    Pool,
-    Preemption,
     Request,
     View,
     policy,
 )
-from policies.parts.disaggregated import can_pull, fcfs_batch, half_and_half, next_step, swap_last
+from policies.parts.disaggregated import Disaggregated, fcfs_batch
 
 
 class DistserveConfig(Config):
@@ -35,7 +29,7 @@ class DistserveConfig(Config):
 
 
 @policy("distserve")
-class Distserve(Policy):
+class Distserve(Disaggregated):
     """Prefill/decode disaggregation, first come first served on both sides.
 
     Idea: prefill and decode disturb each other when they share a GPU, so each gets its own pool;
@@ -62,27 +56,13 @@ class Distserve(Policy):
     assumes = "prompt lengths"
 
     def __init__(self, config: DistserveConfig) -> None:
+        super().__init__(config.max_num_seqs, config.ready_threshold, config.padded)
         self.max_num_batched_tokens: N = config.max_num_batched_tokens
         self.max_prefill_seqs: N = config.max_prefill_seqs
-        self.max_num_seqs: N = config.max_num_seqs
-        self.ready_threshold = config.ready_threshold
-        self.padded = config.padded
-
-    def pools(self, cluster: ClusterInfo) -> Sequence[Pool]:
-        """Return one prefill and one decode instance on half of the GPUs each."""
-        return half_and_half(cluster)
 
     def plan(self, view: View) -> Plan | None:
         """Decide the next step of a prefill or a decode instance."""
         batch: list[Request] = []
         if view.num_waiting and not view.swapped:
             batch = fcfs_batch(view, self.max_num_batched_tokens, self.max_prefill_seqs)
-        return next_step(view, batch, self.max_num_seqs, self.padded)
-
-    def can_accept(self, view: View, request: Request) -> bool:
-        """Pull while little waits to join and the prompt fits."""
-        return can_pull(view, request, self.ready_threshold)
-
-    def victim(self, view: View) -> Preemption:
-        """Swap out the last of the batch."""
-        return swap_last(view)
+        return self.next_step(view, batch)

@@ -17,7 +17,6 @@ from policies.base import (
     Plan,
     Policy,
     Pool,
-    Preemption,
     Request,
     RunToCompletion,
     View,
@@ -25,7 +24,7 @@ from policies.base import (
     WaitQueue,
     policy,
 )
-from policies.parts.disaggregated import can_pull, fcfs_batch, half_and_half, next_step, swap_last
+from policies.parts.disaggregated import Disaggregated, fcfs_batch
 from policies.parts.smdp_model import ServiceLaw, law_of
 from policies.parts.smdp_solver import Table
 from policies.parts.smdp_tables import Bands, LawMaker, Power, RatedQueue, Solver, TableBook
@@ -131,7 +130,7 @@ class SmdpConfig(Config):
 
 
 @policy("smdp")
-class Smdp(Policy):
+class Smdp(Disaggregated):
     """Wait or serve, and how many, from a table that minimises response time and power.
 
     Idea: a larger batch costs less time and energy a request, but its requests wait for one
@@ -181,11 +180,11 @@ class Smdp(Policy):
     assumes = "service law, arrival rate (estimated), mean lengths"
 
     def __init__(self, config: SmdpConfig) -> None:
+        super().__init__(config.max_num_seqs, config.ready_threshold, config.padded)
         self.config = config
         self.static = config.applies_to == "static"
         self.synchronous = "runs static batches" if self.static else ""
         self.max_batch_size: N = config.max_batch_size
-        self.max_num_seqs: N = config.max_num_seqs
         self.max_wait_s = config.max_wait_s
         self.book = table_book(config)
 
@@ -217,15 +216,7 @@ class Smdp(Policy):
 
     def pools(self, cluster: ClusterInfo) -> Sequence[Pool]:
         """Return mixed instances, or one prefill and one decode instance."""
-        return super().pools(cluster) if self.static else half_and_half(cluster)
-
-    def can_accept(self, view: View, request: Request) -> bool:
-        """Pull while little waits to join and the prompt fits."""
-        return can_pull(view, request, self.config.ready_threshold)
-
-    def victim(self, view: View) -> Preemption:
-        """Swap out the last of the batch."""
-        return swap_last(view)
+        return Policy.pools(self, cluster) if self.static else super().pools(cluster)
 
     def plan(self, view: View) -> Plan | None:
         """Look up how many to serve."""
@@ -266,7 +257,7 @@ class Smdp(Policy):
                 batch = fcfs_batch(view, NO_LIMIT, serve)
             else:
                 due_s = next(iter(view.waiting)).arrival_s + self.max_wait_s
-        plan = next_step(view, batch, self.max_num_seqs, self.config.padded)
+        plan = self.next_step(view, batch)
         if due_s < 0:
             return plan
         if plan is None:

@@ -89,15 +89,15 @@ POLICIES = (
     Mutation(
         "distserve pulls whatever is ready",
         "policies/parts/disaggregated.py",
-        "if view.ready_blocks >= ready_threshold * view.total_blocks:",
+        "if view.ready_blocks >= self.ready_threshold * view.total_blocks:",
         "if False:",
         (BUCKETSERVE, "tests/unit/test_policy_bucketserve.py"),
     ),
     Mutation(
         "distserve pulls at the ready threshold",
         "policies/parts/disaggregated.py",
-        "view.ready_blocks >= ready_threshold",
-        "view.ready_blocks > ready_threshold",
+        "view.ready_blocks >= self.ready_threshold",
+        "view.ready_blocks > self.ready_threshold",
         (BUCKETSERVE, "tests/unit/test_policy_bucketserve.py"),
     ),
     Mutation(

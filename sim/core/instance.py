@@ -399,11 +399,18 @@ class Instance(Seats):
         if self.kind != DECODE:
             self.kind = DECODE
             self.prefill_requests = self.prefill_tokens = self.padded_tokens = 0
-        self._launch(now, limit, first, piece.slope_fs * batch, batch)
+        increment = piece.slope_fs * batch
+        rest = (limit - 1) * first + increment * (limit * (limit - 1) // 2)
+        self._launch(now, limit, first, rest, increment, batch)
         return True
 
-    def _launch(self, now: int, steps: N, first: int, increment: int, batch: N) -> None:
-        """Start `steps` steps; `batch` is the number of requests that decode in them."""
+    def _launch(
+        self, now: int, steps: N, first: int, rest: int, increment: int, batch: N
+    ) -> None:
+        """Start `steps` steps in which `batch` requests decode.
+
+        The first lasts `first`, the others together `rest`, each `increment` longer than the last.
+        """
         if self.pipeline is not None:
             first = self.pipeline.enter(now, first) - now
         self.activity = STEPPING
@@ -443,7 +450,7 @@ class Instance(Seats):
             self.kind,
             self.extrapolated,
         )
-        self.end_fs = now + (first if steps == 1 else self.span_fs(steps))
+        self.end_fs = now + first + rest
         timer = self.timer
         if COMPILED:
             timer.at(self.end_fs)
@@ -533,7 +540,7 @@ class Instance(Seats):
         first = (self.batch_cost or self.cost).step(count, charged, context, quad, batch, kv)
         if self.executor is not None:
             first = self.executor.step(chunks, self.decoding() if batch else (), padded)
-        self._launch(now, 1, first + self.delay_fs, 0, batch)
+        self._launch(now, 1, first + self.delay_fs, 0, 0, batch)
         self.delay_fs = 0
         return True
 
@@ -547,8 +554,10 @@ class Instance(Seats):
             self._account(steps)
         if self.chunks:
             self._end_chunks(now)
+        if not batch:
+            return
         heap = self.finishing
-        while batch and heap and heap[0][0] <= self.steps:
+        while heap and heap[0][0] <= self.steps:
             _, seq, request = heappop(heap)
             if request.seq == seq:
                 self.quit(request)

@@ -99,7 +99,6 @@ range the profile was fitted on.
 
 
 _TIMES = (
-    "deadline_s",
     "prefill_start_s",
     "prefill_end_s",
     "transfer_start_s",
@@ -126,7 +125,6 @@ class RequestLog:
 
     def add(self, request: Request, finish_fs: int, emitted: N, status: int) -> None:
         """Append the row of `request`; times of -1 did not happen."""
-        moved = request.transfer_start_fs >= 0
         self._rows += _PACK_REQUEST(
             request.id,
             emitted,
@@ -138,12 +136,12 @@ class RequestLog:
             status,
             request.arrival_s,
             request.deadline_s,
-            request.prefill_start_fs / FS_PER_S,
-            request.prefill_end_fs / FS_PER_S,
-            request.transfer_start_fs / FS_PER_S if moved else -1.0,
-            request.transfer_end_fs / FS_PER_S if moved else -1.0,
-            request.first_token_fs / FS_PER_S,
-            finish_fs / FS_PER_S,
+            request.prefill_start_fs,
+            request.prefill_end_fs,
+            request.transfer_start_fs,
+            request.transfer_end_fs,
+            request.first_token_fs,
+            finish_fs,
         )
 
     def columns(self, trace: Trace) -> dict[str, NDArray[np.generic]]:
@@ -158,6 +156,8 @@ class RequestLog:
         for name in _REQUEST_DTYPE.names or ():
             column = rows[name][order]
             if name in _TIMES:
+                column /= FS_PER_S
+            if name in _TIMES or name == "deadline_s":
                 column[column < 0] = np.nan
             taken[name] = column
         ids = taken["request_id"]
@@ -199,7 +199,7 @@ def _names(
     index: NDArray[np.int64] | None, names: tuple[str, ...], ids: NDArray[np.generic]
 ) -> NDArray[np.generic]:
     if index is None:
-        return np.full(len(ids), names[0])
+        return np.broadcast_to(np.array(names[0]), len(ids))
     named: NDArray[np.generic] = np.array(names)[index[ids]]
     return named
 
@@ -226,11 +226,13 @@ class StepLog:
         rows = self.live()
         if self.was_cut:
             rows = rows[rows["n_steps"] > 0]
-        if len(rows) and (rows["instance"] != rows["instance"][0]).any():
-            order = np.lexsort((rows["instance"], rows["start_s"]))
-            whole = rows.view(f"V{STEP_DTYPE.itemsize}")  # numpy moves fields one by one
-            return whole[order].view(STEP_DTYPE)
-        return rows
+        start, instance = rows["start_s"], rows["instance"]
+        before, after = start[:-1], start[1:]
+        if ((before < after) | ((before == after) & (instance[:-1] <= instance[1:]))).all():
+            return rows
+        order = np.lexsort((instance, start))
+        whole = rows.view(f"V{STEP_DTYPE.itemsize}")  # numpy moves fields one by one
+        return whole[order].view(STEP_DTYPE)
 
     def count(self) -> N:
         """Return the number of rows."""

@@ -232,13 +232,12 @@ class Seats(View):
 
     def free(self, request: Request) -> None:
         """Free the blocks of a request."""
-        if request.known_blocks and self.pool is not None:
-            self.pool.release(request)
-            return
-        held = request.held_blocks
-        self.free_blocks += held
         if self.pool is not None:
-            self.pool.freed += held
+            if request.known_blocks:
+                self.pool.release(request)
+                return
+            self.pool.freed += request.held_blocks
+        self.free_blocks += request.held_blocks
         request.held_blocks = 0
 
     def give_back(self, blocks: N) -> None:

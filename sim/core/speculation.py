@@ -450,7 +450,7 @@ class SpeculativeInstance(Instance):
         self.prefill_requests = self.prefill_tokens = self.padded_tokens = 0
         first = self.ends[0] + self.delay_fs
         self.delay_fs = 0
-        self._launch(now, len(self.ends), first, 0, batch)
+        self._launch(now, len(self.ends), first, self.ends[-1] - self.ends[0], 0, batch)
         return True
 
     def _price_ahead(self, piece: DecodePiece, limit: N) -> None:
@@ -473,11 +473,13 @@ class SpeculativeInstance(Instance):
             end += piece.base_fs + piece.slope_fs * kv
             self.ends.append(end)
 
-    def _launch(self, now: int, steps: N, first: int, increment: int, batch: N) -> None:
+    def _launch(
+        self, now: int, steps: N, first: int, rest: int, increment: int, batch: N
+    ) -> None:
         if batch and self.kind == MIXED:
             self._redraft()
         self.queue_at_start = self.num_waiting
-        super()._launch(now, steps, first, 0, batch)
+        super()._launch(now, steps, first, rest, 0, batch)
 
     # -- the end of steps -------------------------------------------------------------------
 
