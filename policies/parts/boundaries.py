@@ -47,7 +47,7 @@ def best_partition(costs: NDArray[np.float64], max_groups: N) -> list[N]:
     Dynamic programme over (number of groups, last element): O(max_groups * m^2).
 
     Args:
-        costs: costs[i, j] of the run i..j, for i <= j.
+        costs: costs[j, i] of the run i..j, infinite for i > j.
         max_groups: groups at most, >= 1.
 
     Returns:
@@ -55,23 +55,25 @@ def best_partition(costs: NDArray[np.float64], max_groups: N) -> list[N]:
     """
     size = len(costs)
     # A row for each last element: the least over all first ones is found in one run of memory.
-    joined = costs.T + _wall(size)
-    best = [joined[:, 0]]
+    totals = np.empty_like(costs)
+    rows = np.arange(size)
+    best = costs[:, 0]
+    least = [best[-1]]
     froms: list[NDArray[np.intp]] = []
     before = np.full(size, np.inf)
-    totals = np.empty_like(joined)
-    rows = np.arange(size)
-    for _ in range(1, min(max_groups, size)):
-        before[1:] = best[-1][:-1]
-        np.add(joined, before, out=totals)
-        froms.append(totals.argmin(axis=1))
-        best.append(totals[rows, froms[-1]])
-    groups = int(np.argmin([layer[-1] for layer in best]))
+    layers = min(max_groups, size)
+    for layer in range(1, layers):
+        before[1:] = best[:-1]
+        needed = slice(None if layer < layers - 1 else -1, None)  # of the last, the whole only
+        np.add(costs[needed], before, out=totals[needed])
+        froms.append(totals[needed].argmin(axis=1))
+        best = totals[rows[needed], froms[-1]]
+        least.append(best[-1])
     starts: list[N] = []
-    last = size - 1
-    for layer in reversed(froms[:groups]):
-        starts.append(int(layer[last]))
-        last = starts[-1] - 1
+    last = -1
+    for first in reversed(froms[: int(np.argmin(least))]):
+        starts.append(int(first[last]))
+        last = starts[-1] - 1 - size
     return [0, *reversed(starts)]
 
 
@@ -91,8 +93,10 @@ def cheapest_cuts(weights: Sequence[float], prices: Sequence[float], max_buckets
         return [0]
     sums = np.concatenate(([0.0], np.cumsum(heavy[used])))
     ends = np.array(prices)[used]
-    costs = (sums[1:, None] - sums[None, :-1]) * ends[:, None]
-    groups = best_partition(costs.T, max_buckets)
+    costs = sums[1:, None] - sums[None, :-1]
+    costs *= ends[:, None]
+    costs += _wall(len(used))
+    groups = best_partition(costs, max_buckets)
     return [0, *(int(used[group - 1]) + 1 for group in groups[1:])]
 
 
