@@ -52,7 +52,7 @@ class Bucketserve(Disaggregated):
     intervals (buckets), and a batch takes from one bucket only, so that little is padded.
 
     Decision rule (Algorithm 1). Buckets are reviewed before a batch is formed, once after every
-    change of the queue. If fewer than N_max requests wait, one bucket holds all. Else each bucket
+    change of the queue (not if one request waits in one bucket). If fewer than N_max requests wait, one bucket holds all. Else each bucket
     with more than N_max requests, of which more than `theta` are shorter than its midpoint, is
     halved there. The batch is then taken from the bucket of the request that stands first, in
     order, while the batch fits: rows times longest (Eq. 1, `padded`) or the sum of lengths (Eq. 6,
@@ -156,8 +156,10 @@ class Bucketserve(Disaggregated):
             return fcfs_batch(view, self.l_max, self.max_num_seqs)
         queue = view.waiting
         assert isinstance(queue, BucketQueue)
-        if queue.adjusted != queue.revision:
-            mean_len = self.mean_len(queue) if self.limit.needs_mean else 0.0
-            self.midpoints.adjust(queue, self.former.m_tok(view), mean_len)
         rows = 1 << 62 if view.role == "prefill" else self.max_num_seqs - len(view.running)
+        only = queue.only()
+        if only is not None and len(queue.cuts) == 1:  # no bucket to halve or to join
+            return self.former.alone(view, only, rows)
+        mean_len = self.mean_len(queue) if self.limit.needs_mean else 0.0
+        self.midpoints.adjust(queue, self.former.m_tok(view), mean_len)
         return self.former.batch(view, queue, rows)

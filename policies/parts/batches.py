@@ -86,11 +86,6 @@ class BatchFormer:
         budget = safe = int(self.safe_fraction * (room * size))
         if view.free_blocks == view.total_blocks:
             budget = room * size
-        only = queue.only()
-        if only is not None:
-            tokens = only.target_tokens
-            fits = tokens <= budget and -(-tokens // size) <= room and max_rows > 0
-            return [only] if fits else []
         limit = min(safe, self.max_tokens)
         rows = min(self.max_size, max_rows)
         batch: list[Request] = []
@@ -108,6 +103,14 @@ class BatchFormer:
             batch.append(request)
             budget = limit
         return batch
+
+    def alone(self, view: View, request: Request, max_rows: N) -> list[Request]:
+        """Return what `batch` would of a queue with one request: that, if it fits the memory."""
+        room = view.free_blocks - (view.growth_blocks if view.num_decoding else 0)
+        budget = room * view.block_size
+        if view.free_blocks != view.total_blocks:
+            budget = int(self.safe_fraction * budget)
+        return [request] if request.target_tokens <= budget and max_rows > 0 else []
 
     def overhead_s(self, queue: BucketQueue) -> float:
         """Seconds of bucketing since the last batch left, at `overhead_us_per_op`."""

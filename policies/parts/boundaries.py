@@ -21,7 +21,7 @@ def geometric_starts(l_max: N, bins: N) -> list[N]:
     return [0, *sorted(edge for edge in edges if 1 < edge < l_max)]
 
 
-def row_prices(cost: CostModel, uppers: Sequence[N], rows: Sequence[N]) -> list[float]:
+def row_prices(cost: CostModel, uppers: Sequence[N], rows: Sequence[N]) -> NDArray[np.float64]:
     """Return the price of one row of a full padded batch, in femtoseconds, for each bucket end.
 
     Args:
@@ -29,10 +29,11 @@ def row_prices(cost: CostModel, uppers: Sequence[N], rows: Sequence[N]) -> list[
         uppers: length every row of the batch is padded to.
         rows: requests in the batch.
     """
-    return [
+    prices = [
         cost.step(n, n * upper, n * upper, n * upper * upper, 0, 0) / n
         for upper, n in zip(uppers, rows, strict=True)
     ]
+    return np.array(prices)
 
 
 @lru_cache(maxsize=4)
@@ -77,7 +78,7 @@ def best_partition(costs: NDArray[np.float64], max_groups: N) -> list[N]:
     return [0, *reversed(starts)]
 
 
-def cheapest_cuts(weights: Sequence[float], prices: Sequence[float], max_buckets: N) -> list[N]:
+def cheapest_cuts(weights: Sequence[float], prices: NDArray[np.float64], max_buckets: N) -> list[N]:
     """Return the first bin of every bucket that makes padded batches cheapest.
 
     A bucket costs its weight times the price of a row as long as its longest bin in use.
@@ -92,7 +93,7 @@ def cheapest_cuts(weights: Sequence[float], prices: Sequence[float], max_buckets
     if not len(used):
         return [0]
     sums = np.concatenate(([0.0], np.cumsum(heavy[used])))
-    ends = np.array(prices)[used]
+    ends = prices[used]
     costs = sums[1:, None] - sums[None, :-1]
     costs *= ends[:, None]
     costs += _wall(len(used))

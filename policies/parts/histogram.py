@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import numpy as np
+from numpy.typing import NDArray
+
 from sim.types import N
 
 RESCALE_AFTER: float = 64.0
@@ -23,7 +26,7 @@ class LengthHistogram:
 
     def __init__(self, bins: N, period_s: float, half_life_s: float) -> None:
         self.weights: list[float] = [0.0] * bins
-        self.prices: list[float] = []
+        self.prices: NDArray[np.float64] = np.empty(0)
         """Price of a row as long as a bin's longest prompt; whoever evaluates fills it in once."""
         self.period_s = period_s
         self.half_life_s = half_life_s

@@ -369,10 +369,14 @@ class Instance(Seats):
                 heappop(heap)
                 ends, seq, request = heap[0]
             limit = ends - self.steps
-            if plan.max_steps is not None and plan.max_steps < limit:
-                limit = max(plan.max_steps, 1)
+        if not plan.bounded:
+            self._launch_decode(now, limit)
+            self.pulls_within = limit > 1
+            return True
+        if plan.max_steps is not None and plan.max_steps < limit:
+            limit = max(plan.max_steps, 1)
         self._launch_decode(now, limit)
-        self.pulls_within = limit > 1 and not plan.bounded
+        self.pulls_within = False
         if plan.until_s is not None and self.n_steps > 1:
             self._end_span_after(self.steps_by(to_fs_ceil(plan.until_s)))
         return True
@@ -404,9 +408,7 @@ class Instance(Seats):
         self._launch(now, limit, first, rest, increment, batch)
         return True
 
-    def _launch(
-        self, now: int, steps: N, first: int, rest: int, increment: int, batch: N
-    ) -> None:
+    def _launch(self, now: int, steps: N, first: int, rest: int, increment: int, batch: N) -> None:
         """Start `steps` steps in which `batch` requests decode.
 
         The first lasts `first`, the others together `rest`, each `increment` longer than the last.

@@ -379,8 +379,9 @@ class Seats(View):
 
     def pull(self, now: int) -> None:
         """Accept requests from the head of the bridge while the policy agrees."""
-        while self.bridge:
-            request = next(iter(self.bridge.values()))
+        bridge = self.bridge
+        while bridge:
+            request = next(iter(bridge.values()))
             if request.source == self.id:  # parked
                 return
             if not self.policy.can_accept(self, request):
@@ -391,7 +392,7 @@ class Seats(View):
                     f"can_accept() took request {request.id} of {blocks} KV blocks, "
                     f"{self.free_blocks} are free"
                 )
-            del self.bridge[request.id]
+            del bridge[request.id]
             self.free_blocks -= blocks
             self.ready_blocks += blocks
             self.in_transfer[request.id] = request

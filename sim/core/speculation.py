@@ -473,9 +473,7 @@ class SpeculativeInstance(Instance):
             end += piece.base_fs + piece.slope_fs * kv
             self.ends.append(end)
 
-    def _launch(
-        self, now: int, steps: N, first: int, rest: int, increment: int, batch: N
-    ) -> None:
+    def _launch(self, now: int, steps: N, first: int, rest: int, increment: int, batch: N) -> None:
         if batch and self.kind == MIXED:
             self._redraft()
         self.queue_at_start = self.num_waiting

@@ -85,11 +85,11 @@ def test_partition_of_any_costs_equals_brute_force() -> None:
 
 def test_price_of_a_row_by_hand() -> None:
     # 4 rows of 10: 1000 + 400 + 4 * 100 = 1800, 450 a row. 2 rows of 20: 1000 + 400 + 800 = 2200.
-    assert row_prices(Quadratic(), [10, 20], [4, 2]) == [450.0, 1100.0]
+    assert row_prices(Quadratic(), [10, 20], [4, 2]).tolist() == [450.0, 1100.0]
 
 
 def test_cheapest_cuts_by_hand() -> None:
-    prices = [1.0, 2.0, 3.0, 10.0, 11.0]
+    prices = np.array([1.0, 2.0, 3.0, 10.0, 11.0])
     # Two buckets: 0-2 at 3 (6 requests, 18) and 3-4 at 11 (2 requests, 22).
     assert cheapest_cuts([2, 2, 2, 1, 1], prices, 2) == [0, 3]
     # Bin 2 is empty: the first bucket ends at its longest prompt, bin 1.
