@@ -52,12 +52,13 @@ class Bucketserve(Disaggregated):
     intervals (buckets), and a batch takes from one bucket only, so that little is padded.
 
     Decision rule (Algorithm 1). Buckets are reviewed before a batch is formed, once after every
-    change of the queue (not if one request waits in one bucket). If fewer than N_max requests wait, one bucket holds all. Else each bucket
-    with more than N_max requests, of which more than `theta` are shorter than its midpoint, is
-    halved there. The batch is then taken from the bucket of the request that stands first, in
-    order, while the batch fits: rows times longest (Eq. 1, `padded`) or the sum of lengths (Eq. 6,
-    `sum`) at most `safe_fraction` of the tokens free now (Eq. 5). First stands, online, the
-    earliest arrival; offline the shortest prompt (`sjf`, requests/s) or longest (`ljf`, tokens/s).
+    change of the queue (not if one request waits in one bucket). If fewer than N_max requests wait,
+    one bucket holds all. Else each bucket with more than N_max requests, of which more than `theta`
+    are shorter than its midpoint, is halved there. The batch is then taken from the bucket of the
+    request that stands first, in order, while the batch fits: rows times longest (Eq. 1, `padded`)
+    or the sum of lengths (Eq. 6, `sum`) at most `safe_fraction` of the tokens free now (Eq. 5).
+    First stands, online, the earliest arrival; offline the shortest prompt (`sjf`, requests/s) or
+    longest (`ljf`, tokens/s).
     N_max = floor(M_tok / length), at least 1, with M_tok = `safe_fraction` of the instance's KV
     room, which a profile gives as what weights and activations leave.
     The P/D scheduler is first come first served: a batch is formed when the prefill instance is

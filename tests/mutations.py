@@ -247,8 +247,8 @@ ENGINE = (
     Mutation(
         "blocks of a finished request are kept",
         "sim/core/seats.py",
-        "self.free_blocks += held\n        if self.pool",
-        "self.free_blocks += 0\n        if self.pool",
+        "self.free_blocks += request.held_blocks\n        request.held_blocks = 0",
+        "self.free_blocks += 0\n        request.held_blocks = 0",
         (STEPS,),
     ),
     Mutation(
@@ -311,8 +311,8 @@ ENGINE = (
     Mutation(
         "stalled batch loses its lead",
         "sim/core/instance.py",
-        "self.lead_fs = now - self.last_emit_fs",
-        "self.lead_fs = 0",
+        "lead = now - self.last_emit_fs",
+        "lead = 0",
         (STEPS,),
     ),
     Mutation(
@@ -402,8 +402,8 @@ ENGINE = (
     Mutation(
         "bridge is last in, first out",
         "sim/core/seats.py",
-        "request = next(iter(self.bridge.values()))",
-        "request = next(reversed(self.bridge.values()))",
+        "request = next(iter(bridge.values()))",
+        "request = next(reversed(bridge.values()))",
         ("tests/studies/test_bridge.py",),
     ),
     Mutation(

@@ -365,9 +365,9 @@ class SpeculativeInstance(Instance):
             ring[at] -= sign * rounds.alone
         if rounds.over:
             ring[(at + count - 1) % period] -= sign * rounds.over
-        phases, since = self.phases, rounds.since
+        phases, start = self.phases, -rounds.since % period
         for later in rounds.growth[bisect_left(rounds.growth, elapsed) :]:
-            phases[-(since + later) % period] += sign
+            phases[start - later] += sign  # below 0 the ring comes round by itself
 
     def _widen(self, rounds: N) -> None:
         """Make the rings longer than `rounds`."""
@@ -483,7 +483,8 @@ class SpeculativeInstance(Instance):
 
     def _settle(self, now: int, steps: N) -> None:
         """Account for `steps` steps of the span under way, each as if it had run alone."""
-        self.log.shorten(self.row, 1)
+        if len(self.ends) > 1:
+            self.log.shorten(self.row, 1)
         if steps > 1:
             self._log_further(steps)
         super()._settle(now, 1)

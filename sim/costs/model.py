@@ -98,10 +98,7 @@ class StepCost(CostModel):
             return self.decode(batch).at(kv)
         rows = chunks + batch
         tokens = new + batch
-        token_fs = self._token_fs.get(tokens)
-        if token_fs is None:
-            token_fs = _fs(self._dense.at(tokens) + self._allreduce.at(tokens))
-            self._token_fs[tokens] = token_fs
+        token_fs = self._token_fs.get(tokens) or self._dense_fs(tokens)
         row_fs = self._row_fs.get(rows)
         if row_fs is None:
             row_fs = _fs(self._lm_head.at(rows)) + self._host.of(rows, True)
@@ -125,11 +122,16 @@ class StepCost(CostModel):
             return self.verify(batch, drafts).at(kv)
         tokens = new + batch * (drafts + 1)
         rows = chunks + batch * (drafts + 1)
-        total = _fs(self._dense.at(tokens) + self._allreduce.at(tokens))
+        total = self._token_fs.get(tokens) or self._dense_fs(tokens)
         total += _fs(self._lm_head.at(rows)) + self._host.of(chunks + batch, True, new + kv)
         total += self._prefill.of(chunks, context, new, quad)
         total += self._mixed_rows.row(batch).of(batch, kv)
         return total if total > self._floor_fs else self._floor_fs
+
+    def _dense_fs(self, tokens: N) -> int:
+        """Price what depends on a step's tokens alone, and remember it."""
+        price = self._token_fs[tokens] = _fs(self._dense.at(tokens) + self._allreduce.at(tokens))
+        return price
 
     def extrapolates(self, new: N, batch: N) -> bool:
         """Whether a step with `new` chunk tokens and `batch` decodes leaves the fitted range."""
