@@ -498,7 +498,15 @@ def _choice(entry: Any, key: str, origins: Origins) -> PolicyChoice:
         config = policies.load(name).Config
     except BadInput as error:
         raise BadInput(f"{where}: {error}") from None
-    return PolicyChoice(name, label, validate(config, params, key, origins.where), key)
+    try:
+        chosen = validate(config, params, key, origins.where)
+    except BadInput as error:
+        strange = [k for k in params if k not in config.model_fields]
+        kept = strange and origins.of(f"{key}.{strange[0]}") != COMMAND_LINE
+        if not kept or origins.of(f"{key}.name") != COMMAND_LINE:
+            raise
+        raise BadInput(f"{error}; {key}={name} drops the parameters of the policy before") from None
+    return PolicyChoice(name, label, chosen, key)
 
 
 # -- reading ------------------------------------------------------------------------------------

@@ -62,10 +62,24 @@ def _first_problem(
         return path, unknown_key(path, _fields(model, loc[:-1]))
     if problem["type"] == "missing":
         return path, f"{path} is missing"
+    if problem["type"].startswith("union_tag"):
+        return path, _tag_problem(path, problem["ctx"], _models_at(model, loc))
     message = " ".join(problem["msg"].removeprefix("Value error, ").split())
     if isinstance(problem["input"], Mapping) and problem["type"] == "value_error":
         return path, f"{path}: {message}"
     return path, f"{path}: {message}, got {shown(problem['input'])}"
+
+
+def _tag_problem(path: str, ctx: Mapping[str, Any], models: list[type[BaseModel]]) -> str:
+    """Return what is wrong with the key that says which member of a union is meant."""
+    name = ctx["discriminator"].strip("'")
+    tags = [str(tag) for m in models for tag in get_args(m.model_fields[name].annotation)]
+    valid = f"valid: {', '.join(tags)}"
+    if "tag" not in ctx:
+        return f"{path}.{name} is missing; {valid}"
+    near = difflib.get_close_matches(str(ctx["tag"]), tags, 1)
+    hint = f"did you mean {near[0]!r}? " if near else ""
+    return f"{path}.{name}: unknown {shown(ctx['tag'])}; {hint}{valid}"
 
 
 def _keys(loc: tuple[int | str, ...], data: Any) -> Iterator[str]:
@@ -81,6 +95,10 @@ def _keys(loc: tuple[int | str, ...], data: Any) -> Iterator[str]:
 
 def _fields(model: type[BaseModel], loc: tuple[int | str, ...]) -> list[str]:
     """Return the keys that are valid at `loc`; of a union, those of the member it names."""
+    return list(dict.fromkeys(name for m in _models_at(model, loc) for name in m.model_fields))
+
+
+def _models_at(model: type[BaseModel], loc: tuple[int | str, ...]) -> list[type[BaseModel]]:
     models = [model]
     for part in loc:
         inner = [m for m in models if part in m.model_fields]
@@ -88,7 +106,7 @@ def _fields(model: type[BaseModel], loc: tuple[int | str, ...]) -> list[str]:
             models = [n for m in inner for n in _models_in(m.model_fields[str(part)].annotation)]
         elif any(_is_tagged(m, part) for m in models):
             models = [m for m in models if _is_tagged(m, part)]
-    return list(dict.fromkeys(name for m in models for name in m.model_fields))
+    return models
 
 
 def _is_tagged(model: type[BaseModel], tag: int | str) -> bool:

@@ -90,7 +90,12 @@ def test_the_resolved_config_can_be_run_again(load):
         (["workload.arrivals.rat=3"], "unknown key 'workload.arrivals.rat'; did you mean 'rate'?"),
         (["workload.arrivals.rate=-1"], "workload.arrivals.rate: Input should be greater than 0"),
         (["workload.arrivals.rate=.nan"], "workload.arrivals.rate: Input should be a finite"),
-        (["workload.arrivals.process=poison"], "expected tags: 'poisson', "),
+        (
+            ["workload.arrivals.process=poison"],
+            "workload.arrivals.process: unknown 'poison'; did you mean 'poisson'? valid: poisson, ",
+        ),
+        (["workload.arrivals={rate: 3}"], "workload.arrivals.process is missing; valid: poisson, "),
+        (["policy.name=orca"], "max_batch_size'; valid: max_num_seqs, max_len; policy=orca drops"),
         (["cluster.count=two"], "cluster.count: Input should be a valid integer"),
         (["cluster.count=null"], "cluster.count: Input should be a valid integer"),
         (["cluster=5"], "cluster: Input should be a valid dictionary"),
