@@ -417,7 +417,9 @@ def resolve(data: Mapping[str, Any], source: str, overrides: Sequence[str] = ())
                 f"{where(key)}: sweep: only `bucketsim sweep` and `tune` take it; remove it"
             )
         if key not in (*KEYS, ABOUT):
-            raise BadInput(f"{where(key)}: {unknown_key(str(key), KEYS)}")
+            from sim.study.keys import home  # which knows the sections of this module
+
+            raise BadInput(f"{where(key)}: {unknown_key(str(key), KEYS, home(str(key)))}")
     for key in REQUIRED:
         if data.get(key) is None:
             raise BadInput(f"{origins.file}: {key} is missing; needed: {', '.join(REQUIRED)}")

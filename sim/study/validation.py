@@ -35,11 +35,12 @@ def validate(model: type[M], data: Any, key: str, where: Callable[[str], str]) -
         raise BadInput(f"{where(path)}: {message}") from None
 
 
-def unknown_key(key: str, valid: Iterable[str]) -> str:
-    """Return what to say about a key that does not exist."""
+def unknown_key(key: str, valid: Iterable[str], elsewhere: str | None = None) -> str:
+    """Return what to say about an unknown key; `elsewhere` is one of that name in another place."""
     names = list(valid)
     near = difflib.get_close_matches(key.rpartition(".")[2], names, 1)
-    hint = f"did you mean {near[0]!r}? " if near else ""
+    meant = elsewhere or (near[0] if near else None)
+    hint = f"did you mean {meant!r}? " if meant else ""
     return f"unknown key {key!r}; {hint}valid: {', '.join(names)}"
 
 
@@ -59,7 +60,7 @@ def _first_problem(
     loc = problem["loc"]
     path = ".".join([key, *_keys(loc, data)])
     if problem["type"] == "extra_forbidden":
-        return path, unknown_key(path, _fields(model, loc[:-1]))
+        return path, unknown_key(path, _fields(model, loc[:-1]), _elsewhere(path))
     if problem["type"] == "missing":
         return path, f"{path} is missing"
     if problem["type"].startswith("union_tag"):
@@ -68,6 +69,13 @@ def _first_problem(
     if isinstance(problem["input"], Mapping) and problem["type"] == "value_error":
         return path, f"{path}: {message}"
     return path, f"{path}: {message}, got {shown(problem['input'])}"
+
+
+def _elsewhere(path: str) -> str | None:
+    """Return the key of another section with the last name of this one."""
+    from sim.study.keys import SECTIONS, home  # they use this module
+
+    return home(path) if path.partition(".")[0] in (*SECTIONS, "policy") else None
 
 
 def _tag_problem(path: str, ctx: Mapping[str, Any], models: list[type[BaseModel]]) -> str:
