@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, Field, field_validator, model_validator
 
 import policies
 from sim.core.routers import ROUTERS
@@ -17,6 +17,7 @@ from sim.study.attention_config import AttentionKeys
 from sim.study.failures_config import FailuresConfig
 from sim.study.power_config import PowerConfig
 from sim.study.presets import fill
+from sim.study.section import Section
 from sim.study.speculative_config import SpeculativeConfig
 from sim.study.statistics.clock import ENGINE, Clock
 from sim.study.validation import shown, unknown_key, validate
@@ -25,19 +26,14 @@ from sim.types import BadInput
 from workloads import WorkloadConfig
 
 COMMAND_LINE = "command line"
-
-
-class Section(BaseModel):
-    """Base of the sections: frozen, unknown keys forbidden."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+MOST_GPUS = 100_000
 
 
 class PoolConfig(Section):
     """Instances of one role."""
 
     role: Literal["mixed", "prefill", "decode"] = Field("mixed", description="what they do")
-    instances: int = Field(ge=1, description="how many")
+    instances: int = Field(ge=1, le=MOST_GPUS, description="how many")
     tp: int = Field(1, ge=1, description="tensor-parallel degree, GPUs")
     pp: int = Field(1, ge=1, description="pipeline stages, GPUs")
     gpu: str | None = Field(None, description="catalogue name; null: the cluster's")
@@ -90,7 +86,7 @@ class ClusterConfig(Section):
     """What there is to serve with."""
 
     gpu: str = Field(description="catalogue name of the GPU")
-    count: int = Field(ge=1, description="GPUs")
+    count: int = Field(ge=1, le=MOST_GPUS, description="GPUs")
     model: str = Field(description="catalogue name of the model")
     profile: str = Field(
         "auto",

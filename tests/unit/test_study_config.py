@@ -100,6 +100,8 @@ def test_the_resolved_config_can_be_run_again(load):
         (["engine.max_num_seqs=4"], "did you mean 'policy.max_num_seqs'? valid: padding"),
         (["policy.name=orca"], "max_batch_size'; valid: max_num_seqs, max_len; policy=orca drops"),
         (["cluster.count=two"], "cluster.count: Input should be a valid integer"),
+        (["cluster.count=3000000000"], "cluster.count: Input should be less than or equal to 1"),
+        (["slo.scale=1e308"], "slo.scale: Input should be at most 1e+15, got '1e308'"),
         (["cluster.count=null"], "cluster.count: Input should be a valid integer"),
         (["cluster=5"], "cluster: Input should be a valid dictionary"),
         (["cluster=null"], "cluster is missing; needed: cluster, policy, workload"),
