@@ -17,7 +17,7 @@ from sim.study.attention_config import AttentionKeys
 from sim.study.failures_config import FailuresConfig
 from sim.study.power_config import PowerConfig
 from sim.study.presets import fill
-from sim.study.section import Section
+from sim.study.section import TOO_LARGE, Section, conceivable
 from sim.study.speculative_config import SpeculativeConfig
 from sim.study.statistics.clock import ENGINE, Clock
 from sim.study.validation import shown, unknown_key, validate
@@ -111,7 +111,7 @@ class SloBounds(Section):
 class SloConfig(SloBounds):
     """Service-level objectives."""
 
-    scale: float = Field(1.0, gt=0, description="factor on every bound")
+    scale: float = Field(1.0, gt=0, le=1e6, description="factor on every bound")
     by: dict[str, SloBounds] = Field(
         {}, description="other bounds for a class: component of the mixture -> bounds"
     )
@@ -504,6 +504,12 @@ def _choice(entry: Any, key: str, origins: Origins) -> PolicyChoice:
         if not kept or origins.of(f"{key}.name") != COMMAND_LINE:
             raise
         raise BadInput(f"{error}; {key}={name} drops the parameters of the policy before") from None
+    for param in chosen.model_fields_set:
+        if not conceivable(getattr(chosen, param)):
+            path = f"{key}.{param}"
+            raise BadInput(
+                f"{origins.where(path)}: {path}: {TOO_LARGE}, got {shown(params[param])}"
+            )
     return PolicyChoice(name, label, chosen, key)
 
 

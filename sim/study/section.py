@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, field_validator
 
 LARGEST = 1e15
 """A larger number is a mistake, and some product of it infinite."""
+TOO_LARGE = f"Input should be at most {LARGEST:.0e}"
 
 
 class Section(BaseModel):
@@ -18,6 +19,11 @@ class Section(BaseModel):
     @field_validator("*")
     @classmethod
     def _conceivable(cls, value: Any) -> Any:
-        if isinstance(value, float) and abs(value) > LARGEST:
-            raise ValueError(f"Input should be at most {LARGEST:.0e}")
+        if isinstance(value, float) and not conceivable(value):  # a seed may have any size
+            raise ValueError(TOO_LARGE)
         return value
+
+
+def conceivable(value: Any) -> bool:
+    """Whether a value is no number, or one that may be meant."""
+    return not isinstance(value, int | float) or abs(value) <= LARGEST
