@@ -300,6 +300,7 @@ def test_a_node_with_another_trace_is_named(tmp_path, out, monkeypatch):
         ("{workload.arrivals.rate: [1, -2]}", "workload.arrivals.rate: Input should be greater"),
         ("{policy.max_num_seq: [1]}", "did you mean 'max_num_seqs'?"),
         ("{cluster.gpu: [a100-40g]}", "a100-40gb"),
+        ("{workload.source: [alpaca, sharegtp]}", "'sharegtp'; did you mean 'sharegpt'?"),
         ("{engine.blocksize: [1]}", "did you mean 'block_size'?"),
     ],
 )

@@ -40,7 +40,7 @@ from sim.study.sweeps.shards import (
 )
 from sim.study.sweeps.task import OWN, TOKEN, Job, Outcome, file_hash, packages, shard_of
 from sim.types import BadInput, SimulationError
-from workloads.sources import is_file
+from workloads.sources import check_sources, is_file
 
 MANIFEST = "sweep.json"
 FAILED = "failed.json"
@@ -165,6 +165,7 @@ def _planned(point: Point, source: str, tasks: dict[str, Task]) -> SweepPoint:
     """Validate a point, add its tasks to `tasks`, and return what is kept of it."""
     experiment = resolve(point.data, source)
     model_named(experiment.cluster.model), gpu_named(experiment.cluster.gpu)
+    check_sources(experiment.workload)
     config = experiment.resolved()
     replications = config["run"].pop("replications")
     files = {path: file_hash(path) for path in result_files(experiment)}
