@@ -112,7 +112,7 @@ def capacities_of(name: str) -> dict[str, PolicyCapacity]:
     data = read_config(CONFIG)
     entries = [{"name": e} if isinstance(e, str) else e for e in data["policy"]]
     changed = [
-        {"name": OURS, "label": f"{key}={value}", key: value}
+        {"name": OURS, "label": f"{key}={_plain(value)}", key: value}
         for key, values in SENSITIVITY.items()
         for value in values
     ]
@@ -151,6 +151,11 @@ def judged(name: str, policies: dict[str, PolicyCapacity]) -> Found:
     ]
     verdict = judge(CLAIM, interval(ours / best), settings)
     return Found(name, interval(ours), baselines, changed, verdict)
+
+
+def _plain(value: Any) -> str:
+    """Return a value as a config has it."""
+    return f"{value:g}" if isinstance(value, float) else str(value).lower()
 
 
 def report(found: Found) -> None:
@@ -210,7 +215,7 @@ def draw(everything: list[Found]) -> None:
 def _panel(axes: Axes, found: Found) -> None:
     ours = [(row.label, row.over) for row in found.baselines]
     changed = [(row.label, row.over) for row in found.changed if row.label != OURS]
-    rows = [("Ascendra over", None), *ours, ("Ascendra with, over best", None), *changed]
+    rows = [("Ascendra over:", None), *ours, ("Over the best, with:", None), *changed]
     value, near = CLAIM.value, CLAIM.tolerance
     axes.axvspan(value - near, value + near, color="#d5dfe4", label="claimed, 10 % either way")
     axes.axvline(1.0, color="black", linewidth=0.8, linestyle="--", label="no gain")
@@ -221,6 +226,8 @@ def _panel(axes: Axes, found: Found) -> None:
             axes.errorbar([one.mean], [at], xerr=bars, markerfacecolor=fill, **MARK)
     axes.set_yticks(range(len(rows)), [label.removeprefix("ascendra, ") for label, _ in rows])
     axes.tick_params(axis="y", length=0)
+    for tick, (_, one) in zip(axes.get_yticklabels(), rows, strict=False):
+        tick.set_fontweight("bold" if one is None else "normal")
     axes.set_ylim(len(rows) - 0.5, -0.5)
     axes.set_xlim(left=0)
     axes.set_title(f"{found.name}:\n{found.verdict.name}", fontsize=7.5)

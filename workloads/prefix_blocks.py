@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from sim.types import Trace
-from workloads.base import Config, Field, Limits, bad
+from workloads.base import MAX_TOKENS, Config, Field, Limits, bad
 from workloads.streams import table_frames
 
 NEEDS = ("request", "block_ids")
@@ -25,8 +25,8 @@ Blocks = dict[int, tuple[int, ...]]
 class SharedPrefix(Config):
     """Prefixes that requests are given, on top of the prompt drawn (as `vllm bench serve` does)."""
 
-    groups: int = Field(1, ge=1, description="different prefixes; each is as likely")
-    tokens: int = Field(ge=1, description="length of a prefix [tokens]")
+    groups: int = Field(1, ge=1, le=MAX_TOKENS, description="different prefixes; each is as likely")
+    tokens: int = Field(ge=1, le=MAX_TOKENS, description="length of a prefix [tokens]")
     share: float = Field(1.0, gt=0, le=1, description="share of the requests that have one")
 
 

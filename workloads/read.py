@@ -96,8 +96,18 @@ def _sniffed(source: Source) -> Format:
         chosen = _load(name)
         if source.kind in chosen.kinds and not chosen.missing(source):
             return chosen
-    keys = _listed(source.keys)
-    raise bad(source.path, f"{keys} fit no known format; valid: {', '.join(format_names())}")
+    near = _nearest(source)
+    lacks = "" if near is None else f"; {near.name} lacks {_listed(near.missing(source))}"
+    valid = ", ".join(format_names())
+    raise bad(source.path, f"no known format has {_listed(source.keys)}{lacks}; valid: {valid}")
+
+
+def _nearest(source: Source) -> Format | None:
+    """Return the format of which the file has most of the needed keys; of a table, else plain."""
+    formats = [f for f in map(_load, format_names()) if source.kind in f.kinds and f.needs]
+    has = {f.name: 1 - len(f.missing(source)) / len(f.needs) for f in formats}
+    best = max(formats, key=lambda f: (has[f.name], f.name == "plain"), default=None)
+    return best if best is not None and (has[best.name] or best.name == "plain") else None
 
 
 def _listed(names: list[str] | tuple[str, ...]) -> str:

@@ -9,7 +9,7 @@ from importlib.metadata import entry_points
 import numpy as np
 
 from sim.types import Trace
-from workloads.base import Draw, Ints, bad, unknown
+from workloads.base import BadInput, Draw, Ints, bad, unknown
 from workloads.config import MIXED, WorkloadConfig
 from workloads.lengths.pair import LengthPair, Mixture
 from workloads.lengths.parametric import PARAMETRIC
@@ -31,6 +31,14 @@ def is_file(source: str) -> bool:
     if source in PARAMETRIC or source in MIXED or table_source(source) is not None:
         return False
     return os.path.isfile(source)  # Path.is_file raises on names that are too long
+
+
+def check_sources(config: WorkloadConfig) -> None:
+    """Raise BadInput for a source, or a component of a mixture, that does not exist."""
+    for name in (config.source, *(config.mixture or {})):
+        built_in = name in PARAMETRIC or name in MIXED or table_source(name) is not None
+        if not built_in and not is_file(name) and name not in source_names():
+            raise _unknown(config, name)
 
 
 def read_source(config: WorkloadConfig, path: str) -> Trace:
@@ -67,8 +75,12 @@ def _draw(config: WorkloadConfig, name: str) -> Draw:
         return _Checked(name, entry.load()).draw
     if is_file(name):
         return _Resampled(read_source(config, name)).draw
+    raise _unknown(config, name)
+
+
+def _unknown(config: WorkloadConfig, name: str) -> BadInput:
     key = "workload.source" if name == config.source else "workload.mixture"
-    raise unknown(key, "source (nor is it a file)", name, source_names())
+    return unknown(key, "source (nor is it a file)", name, source_names())
 
 
 @dataclass(frozen=True)

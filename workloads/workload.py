@@ -18,6 +18,9 @@ from workloads.sources import components, is_file, source_names
 
 __all__ = ["WorkloadConfig", "build", "generate", "source_names"]
 
+MAX_ARRIVAL_S = 1e12
+"""Beyond it an arrival is a mistake (milliseconds, a rate of nothing), not a time."""
+
 
 def build(
     config: WorkloadConfig, lengths_rng: np.random.Generator, arrivals_rng: np.random.Generator
@@ -40,6 +43,9 @@ def build(
     if trace.arrival_s is None and not isinstance(config.arrivals, Closed):
         message = f"needed, since {config.source} has no arrival times"
         raise bad("workload.arrivals", f"{message}; for example {{process: poisson, rate: 1}}")
+    if trace.arrival_s is not None and trace.arrival_s[-1] > MAX_ARRIVAL_S:
+        last = f"the last request would arrive at {trace.arrival_s[-1]:.3g} s"
+        raise bad("workload.arrivals", f"{last}; at most {MAX_ARRIVAL_S:.0e} s")
     return trace
 
 

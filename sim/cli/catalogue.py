@@ -86,6 +86,8 @@ def profiles(
     columns["KV tokens"] = [describe_profile(p)["kv_tokens"] for p in found.values()]
     columns["auto"] = ["yes" if p.default else "" for p in found.values()]
     show_columns(columns)
+    print("basis: measured there, derived from tables or another GPU; KV tokens: empty, by formula")
+    print("auto: taken where cluster.profile names none; others by name or by engine")
 
 
 def cite(

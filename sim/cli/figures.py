@@ -43,10 +43,10 @@ def figures(
     from sim.study.paper.numbers import read_paper
     from sim.study.paper.recipes import merged, plan_figures
 
+    planned = plan_figures(names or (), recipes, seeds, twins)
     known = read_paper(paper) if paper.exists() else None
     if known is None:
         say(f"note: {paper} is not there: drawn without the paper's points")
-    planned = plan_figures(names or (), recipes, seeds, twins)
     whole = merged(planned)
     try:
         failed = [] if whole is None else _simulate(whole, out, jobs)

@@ -67,14 +67,15 @@ def run(
     enough = _precision(precision, of, max_replications)
     experiment = _load(config, overrides, roofline)
     from sim.report.tables import result_table
-    from sim.study.files import output_folder
+    from sim.study.files import output_file, output_folder
     from sim.study.output import summary_of, write_result
     from sim.study.provenance import settings_of
     from sim.study.run import run
 
-    for folder in (out, timeline and timeline.parent):
-        if folder is not None:
-            output_folder(folder)
+    if out is not None:
+        output_folder(out)
+    if timeline is not None:
+        output_file(timeline)
     with progress("simulating") as update:
         result = run(experiment, jobs, update, enough)
     notices(result.notes)

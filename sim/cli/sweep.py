@@ -98,8 +98,10 @@ def results(
 
 
 def _sweep(planned: Sweep, folder: Path, workers: Backend, resume: bool, json: bool) -> None:
+    from sim.study.files import output_folder
     from sim.study.sweeps.sweep import run_sweep
 
+    output_folder(folder)
     say(f"{len(planned.tasks)} tasks, {workers.workers} at a time, into {folder}")
     try:
         with progress("sweeping", rate=True) as update:

@@ -170,7 +170,10 @@ def _bars(axes: Axes, drawn: list[_Policy]) -> None:
             label=name,
             error_kw={"capsize": 2, "elinewidth": 1, "ecolor": "#d9772b"},
         )
-        axes.bar_label(bars, [f"{mean:.3g}" for mean in means], padding=4, fontsize=7)
+        numbers = axes.bar_label(bars, [f"{mean:.3g}" for mean in means], padding=4, fontsize=7)
+        for number in numbers:  # above the line of the offered rate
+            number.set_zorder(4)
+            number.set_bbox({"facecolor": "white", "linewidth": 0, "pad": 0.5})
     _mark_offered(axes, drawn[0].summary["offered_rate"])
     axes.set_yticks(rows, [p.label for p in drawn])
     axes.invert_yaxis()

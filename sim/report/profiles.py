@@ -16,7 +16,7 @@ from sim.costs.model import StepCost
 from sim.costs.profile import Profile
 from sim.report.fidelity import percent
 from sim.report.figures import STYLE
-from sim.study.files import output_folder, written_aside
+from sim.study.files import output_file, written_aside
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -66,7 +66,7 @@ def draw_profile(profile: Profile, path: Path) -> Path:
     import matplotlib as mpl
     from matplotlib.figure import Figure
 
-    output_folder(path.parent)
+    output_file(path)
     cost = StepCost(profile, model_named(profile.model))
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(11, 4.2), dpi=150, layout="constrained")

@@ -117,7 +117,7 @@ POLICY_COLUMNS = (
 ENERGY_COLUMN = Row("energy", "gpu_energy_j_per_output_token", "J/tok")
 """Shown as well if energy was asked for."""
 
-COMPARED = Row("throughput", "request_throughput", "req/s")
+COMPARED = Row("throughput, whole run", "request_throughput", "req/s")
 """The figure whose paired difference from the baseline is shown then."""
 
 COMPARED_OF_CLASS = Row("SLO", "slo_attainment", "%", 100)

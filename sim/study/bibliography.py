@@ -122,50 +122,72 @@ BIBTEX = r"""
   archivePrefix = {arXiv},
 }
 
-@misc{miao2024specinfer,
-  title = {{SpecInfer}: Accelerating Generative Large Language Model Serving with Tree-based
-    Speculative Inference and Verification},
-  author = {Miao, Xupeng and Oliaro, Gabriele and Zhang, Zhihao and others},
+@inproceedings{miao2024specinfer,
+  title = {{SpecInfer}: Accelerating Large Language Model Serving with Tree-based Speculative
+    Inference and Verification},
+  author = {Miao, Xupeng and Oliaro, Gabriele and Zhang, Zhihao and Cheng, Xinhao and
+    Wang, Zeyu and Zhang, Zhengxin and Wong, Rae Ying Yee and Zhu, Alan and Yang, Lijie and
+    Shi, Xiaoxiang and Shi, Chunan and Chen, Zhuoming and Arfeen, Daiyaan and
+    Abhyankar, Reyna and Jia, Zhihao},
+  booktitle = {29th ACM International Conference on Architectural Support for Programming Languages
+    and Operating Systems, Volume 3 (ASPLOS)},
+  pages = {932--949},
   year = {2024},
+  doi = {10.1145/3620666.3651335},
   eprint = {2305.09781},
   archivePrefix = {arXiv},
 }
 
-@misc{li2024eagle,
+@inproceedings{li2024eagle,
   title = {{EAGLE}: Speculative Sampling Requires Rethinking Feature Uncertainty},
   author = {Li, Yuhui and Wei, Fangyun and Zhang, Chao and Zhang, Hongyang},
+  booktitle = {41st International Conference on Machine Learning (ICML)},
+  series = {PMLR},
+  volume = {235},
+  pages = {28935--28948},
   year = {2024},
+  url = {https://proceedings.mlr.press/v235/li24bt.html},
   eprint = {2401.15077},
   archivePrefix = {arXiv},
 }
 
-@misc{cai2024medusa,
+@inproceedings{cai2024medusa,
   title = {{Medusa}: Simple {LLM} Inference Acceleration Framework with Multiple Decoding Heads},
-  author = {Cai, Tianle and Li, Yuhong and Geng, Zhengyang and others},
+  author = {Cai, Tianle and Li, Yuhong and Geng, Zhengyang and Peng, Hongwu and Lee, Jason D. and
+    Chen, Deming and Dao, Tri},
+  booktitle = {41st International Conference on Machine Learning (ICML)},
   year = {2024},
+  url = {https://openreview.net/forum?id=PEpbUobfJv},
   eprint = {2401.10774},
   archivePrefix = {arXiv},
 }
 
 @misc{liu2024smartspec,
   title = {Optimizing Speculative Decoding for Serving Large Language Models Using Goodput},
-  author = {Liu, Xiaoxuan and Daniel, Cade and Hu, Langxiang and others},
+  author = {Liu, Xiaoxuan and Daniel, Cade and Hu, Langxiang and Kwon, Woosuk and Li, Zhuohan and
+    Mo, Xiangxi and Cheung, Alvin and Deng, Zhijie and Stoica, Ion and Zhang, Hao},
   year = {2024},
   eprint = {2406.14066},
   archivePrefix = {arXiv},
+  note = {SmartSpec, versions 1 and 2; version 3 (2025) is {TurboSpec}: Closed-loop Speculation
+    Control System for Optimizing {LLM} Serving Goodput},
 }
 
-@misc{liu2026illusion,
+@inproceedings{liu2026illusion,
   title = {Speculative Decoding: Performance or Illusion?},
   author = {Liu, Xiaoxuan and Yu, Jiaxiang and Park, Jongseok and Stoica, Ion and Cheung, Alvin},
+  booktitle = {Conference on Machine Learning and Systems (MLSys)},
   year = {2026},
   eprint = {2601.11580},
   archivePrefix = {arXiv},
 }
 
-@misc{ye2025flashinfer,
+@inproceedings{ye2025flashinfer,
   title = {{FlashInfer}: Efficient and Customizable Attention Engine for {LLM} Inference Serving},
-  author = {Ye, Zihao and Chen, Lequn and Lai, Ruihang and others},
+  author = {Ye, Zihao and Chen, Lequn and Lai, Ruihang and Lin, Wuwei and Zhang, Yineng and
+    Wang, Stephanie and Chen, Tianqi and Kasikci, Baris and Grover, Vinod and
+    Krishnamurthy, Arvind and Ceze, Luis},
+  booktitle = {Proceedings of Machine Learning and Systems 7 (MLSys)},
   year = {2025},
   eprint = {2501.01005},
   archivePrefix = {arXiv},
@@ -258,6 +280,7 @@ BIBTEX = r"""
   booktitle = {IEEE International Symposium on High Performance Computer Architecture (HPCA)},
   pages = {1348--1362},
   year = {2025},
+  doi = {10.1109/HPCA61900.2025.00102},
   eprint = {2408.00741},
   archivePrefix = {arXiv},
 }

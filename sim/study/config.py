@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, Field, field_validator, model_validator
 
 import policies
 from sim.core.routers import ROUTERS
@@ -17,6 +17,7 @@ from sim.study.attention_config import AttentionKeys
 from sim.study.failures_config import FailuresConfig
 from sim.study.power_config import PowerConfig
 from sim.study.presets import fill
+from sim.study.section import TOO_LARGE, Section, conceivable
 from sim.study.speculative_config import SpeculativeConfig
 from sim.study.statistics.clock import ENGINE, Clock
 from sim.study.validation import shown, unknown_key, validate
@@ -25,19 +26,14 @@ from sim.types import BadInput
 from workloads import WorkloadConfig
 
 COMMAND_LINE = "command line"
-
-
-class Section(BaseModel):
-    """Base of the sections: frozen, unknown keys forbidden."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+MOST_GPUS = 100_000
 
 
 class PoolConfig(Section):
     """Instances of one role."""
 
     role: Literal["mixed", "prefill", "decode"] = Field("mixed", description="what they do")
-    instances: int = Field(ge=1, description="how many")
+    instances: int = Field(ge=1, le=MOST_GPUS, description="how many")
     tp: int = Field(1, ge=1, description="tensor-parallel degree, GPUs")
     pp: int = Field(1, ge=1, description="pipeline stages, GPUs")
     gpu: str | None = Field(None, description="catalogue name; null: the cluster's")
@@ -90,7 +86,7 @@ class ClusterConfig(Section):
     """What there is to serve with."""
 
     gpu: str = Field(description="catalogue name of the GPU")
-    count: int = Field(ge=1, description="GPUs")
+    count: int = Field(ge=1, le=MOST_GPUS, description="GPUs")
     model: str = Field(description="catalogue name of the model")
     profile: str = Field(
         "auto",
@@ -115,7 +111,7 @@ class SloBounds(Section):
 class SloConfig(SloBounds):
     """Service-level objectives."""
 
-    scale: float = Field(1.0, gt=0, description="factor on every bound")
+    scale: float = Field(1.0, gt=0, le=1e6, description="factor on every bound")
     by: dict[str, SloBounds] = Field(
         {}, description="other bounds for a class: component of the mixture -> bounds"
     )
@@ -417,7 +413,9 @@ def resolve(data: Mapping[str, Any], source: str, overrides: Sequence[str] = ())
                 f"{where(key)}: sweep: only `bucketsim sweep` and `tune` take it; remove it"
             )
         if key not in (*KEYS, ABOUT):
-            raise BadInput(f"{where(key)}: {unknown_key(str(key), KEYS)}")
+            from sim.study.keys import home  # which knows the sections of this module
+
+            raise BadInput(f"{where(key)}: {unknown_key(str(key), KEYS, home(str(key)))}")
     for key in REQUIRED:
         if data.get(key) is None:
             raise BadInput(f"{origins.file}: {key} is missing; needed: {', '.join(REQUIRED)}")
@@ -498,7 +496,21 @@ def _choice(entry: Any, key: str, origins: Origins) -> PolicyChoice:
         config = policies.load(name).Config
     except BadInput as error:
         raise BadInput(f"{where}: {error}") from None
-    return PolicyChoice(name, label, validate(config, params, key, origins.where), key)
+    try:
+        chosen = validate(config, params, key, origins.where)
+    except BadInput as error:
+        strange = [k for k in params if k not in config.model_fields]
+        kept = strange and origins.of(f"{key}.{strange[0]}") != COMMAND_LINE
+        if not kept or origins.of(f"{key}.name") != COMMAND_LINE:
+            raise
+        raise BadInput(f"{error}; {key}={name} drops the parameters of the policy before") from None
+    for param in chosen.model_fields_set:
+        if not conceivable(getattr(chosen, param)):
+            path = f"{key}.{param}"
+            raise BadInput(
+                f"{origins.where(path)}: {path}: {TOO_LARGE}, got {shown(params[param])}"
+            )
+    return PolicyChoice(name, label, chosen, key)
 
 
 # -- reading ------------------------------------------------------------------------------------

@@ -12,7 +12,15 @@ from typing import Any
 from sim.types import BadInput
 from workloads.write import written_aside
 
-__all__ = ["json_text", "output_folder", "plain", "write_json", "write_text", "written_aside"]
+__all__ = [
+    "json_text",
+    "output_file",
+    "output_folder",
+    "plain",
+    "write_json",
+    "write_text",
+    "written_aside",
+]
 
 
 def output_folder(path: Path) -> Path:
@@ -27,6 +35,18 @@ def output_folder(path: Path) -> Path:
         raise BadInput(f"folder {path}: cannot be made: {error.strerror}") from None
     if not os.access(path, os.W_OK):
         raise BadInput(f"folder {path}: no permission to write there")
+    return path
+
+
+def output_file(path: Path) -> Path:
+    """Make the folder of a file to write.
+
+    Raises:
+        BadInput: it is a folder itself, or its folder cannot be made or written to.
+    """
+    if not path.name or path.is_dir():
+        raise BadInput(f"{path}: is a folder; name a file")
+    output_folder(path.parent)
     return path
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+import policies
 from sim.types import ClusterInfo, Policy
 
 EXAMPLE_GPUS = 4
@@ -40,6 +41,14 @@ def policy_facts(policy: type[Policy]) -> PolicyFacts:
         assumes=getattr(policy, "assumes", "") or section(policy, "Assumes"),
         reference=section(policy, "Reference"),
     )
+
+
+def own_file(name: str) -> str | None:
+    """Return the file of a policy from outside; None: it is one of the folder `policies`."""
+    policy = policies.load(name)
+    if policy.__module__.partition(".")[0] == policies.__name__:
+        return None
+    return inspect.getsourcefile(policy) or inspect.getfile(policy)
 
 
 def docstring(policy: type[Policy]) -> str:

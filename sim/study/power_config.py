@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from sim.costs.capped import CappedCost
 from sim.costs.catalogue import DTYPE_BYTES, gpu_named, model_named
 from sim.costs.power import GpuPower, PowerModel, check_cap, power_of, powers
+from sim.study.section import Section
 from sim.study.statistics.energy import ClusterPower, InstancePower
 from sim.types import BadInput, CostModel
 
@@ -25,10 +26,8 @@ UNCERTAIN = (
 )
 
 
-class PowerConfig(BaseModel):
+class PowerConfig(Section):
     """Energy of the GPUs and of their hosts."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     model: PowerModel = Field(
         "logistic",

@@ -35,11 +35,12 @@ def validate(model: type[M], data: Any, key: str, where: Callable[[str], str]) -
         raise BadInput(f"{where(path)}: {message}") from None
 
 
-def unknown_key(key: str, valid: Iterable[str]) -> str:
-    """Return what to say about a key that does not exist."""
+def unknown_key(key: str, valid: Iterable[str], elsewhere: str | None = None) -> str:
+    """Return what to say about an unknown key; `elsewhere` is one of that name in another place."""
     names = list(valid)
     near = difflib.get_close_matches(key.rpartition(".")[2], names, 1)
-    hint = f"did you mean {near[0]!r}? " if near else ""
+    meant = elsewhere or (near[0] if near else None)
+    hint = f"did you mean {meant!r}? " if meant else ""
     return f"unknown key {key!r}; {hint}valid: {', '.join(names)}"
 
 
@@ -59,13 +60,34 @@ def _first_problem(
     loc = problem["loc"]
     path = ".".join([key, *_keys(loc, data)])
     if problem["type"] == "extra_forbidden":
-        return path, unknown_key(path, _fields(model, loc[:-1]))
+        return path, unknown_key(path, _fields(model, loc[:-1]), _elsewhere(path))
     if problem["type"] == "missing":
         return path, f"{path} is missing"
+    if problem["type"].startswith("union_tag"):
+        return path, _tag_problem(path, problem["ctx"], _models_at(model, loc))
     message = " ".join(problem["msg"].removeprefix("Value error, ").split())
     if isinstance(problem["input"], Mapping) and problem["type"] == "value_error":
         return path, f"{path}: {message}"
     return path, f"{path}: {message}, got {shown(problem['input'])}"
+
+
+def _elsewhere(path: str) -> str | None:
+    """Return the key of another section with the last name of this one."""
+    from sim.study.keys import SECTIONS, home  # they use this module
+
+    return home(path) if path.partition(".")[0] in (*SECTIONS, "policy") else None
+
+
+def _tag_problem(path: str, ctx: Mapping[str, Any], models: list[type[BaseModel]]) -> str:
+    """Return what is wrong with the key that says which member of a union is meant."""
+    name = ctx["discriminator"].strip("'")
+    tags = [str(tag) for m in models for tag in get_args(m.model_fields[name].annotation)]
+    valid = f"valid: {', '.join(tags)}"
+    if "tag" not in ctx:
+        return f"{path}.{name} is missing; {valid}"
+    near = difflib.get_close_matches(str(ctx["tag"]), tags, 1)
+    hint = f"did you mean {near[0]!r}? " if near else ""
+    return f"{path}.{name}: unknown {shown(ctx['tag'])}; {hint}{valid}"
 
 
 def _keys(loc: tuple[int | str, ...], data: Any) -> Iterator[str]:
@@ -81,6 +103,10 @@ def _keys(loc: tuple[int | str, ...], data: Any) -> Iterator[str]:
 
 def _fields(model: type[BaseModel], loc: tuple[int | str, ...]) -> list[str]:
     """Return the keys that are valid at `loc`; of a union, those of the member it names."""
+    return list(dict.fromkeys(name for m in _models_at(model, loc) for name in m.model_fields))
+
+
+def _models_at(model: type[BaseModel], loc: tuple[int | str, ...]) -> list[type[BaseModel]]:
     models = [model]
     for part in loc:
         inner = [m for m in models if part in m.model_fields]
@@ -88,7 +114,7 @@ def _fields(model: type[BaseModel], loc: tuple[int | str, ...]) -> list[str]:
             models = [n for m in inner for n in _models_in(m.model_fields[str(part)].annotation)]
         elif any(_is_tagged(m, part) for m in models):
             models = [m for m in models if _is_tagged(m, part)]
-    return list(dict.fromkeys(name for m in models for name in m.model_fields))
+    return models
 
 
 def _is_tagged(model: type[BaseModel], tag: int | str) -> bool:

@@ -239,7 +239,12 @@ def test_data_sets_are_listed(cli):
         (["run", "CONFIG", "policy=statik"], "did you mean 'static'?"),
         (["run", "CONFIG", "policy=static", "run.sed=1"], "did you mean 'seed'?"),
         (["run", "CONFIG", "policy=static", "--out", "CONFIG/x"], "cannot be made"),
+        (["run", "CONFIG", "policy=static", "--timeline", "."], ".: is a folder; name a file"),
         (["run", "CONFIG", "policy=static", "workload.source=none.csv"], "none.csv"),
+        (
+            ["run", "CONFIG", "policy=static", "workload.arrivals.rate=1e-300"],
+            "workload.arrivals: the last request would arrive at ",
+        ),
         (["run", "CONFIG", "policy=static", "--precision", "2x"], "--precision: '2x'; valid: "),
         (["run", "CONFIG", "policy=static", "--of", "duration"], "--precision is missing"),
         (
@@ -258,6 +263,7 @@ def test_data_sets_are_listed(cli):
         (["policies", "smdp", "--table", "--out", "x.svg"], "'x.svg': expected a file name ending"),
         (["run", "CONFIG", "policy=ascendra", "policy.high_share=1"], "policy.high_share"),
         (["profiles", "nope"], "unknown profile 'nope'"),
+        (["profiles", "llama-2-7b_h100_tp1_vllm-operators", "--picture", "."], "is a folder"),
         (["workload", "describe", "none.csv"], "none.csv"),
         (["workload", "convert", "none.csv", "out.csv"], "none.csv"),
         (["workload", "generate", "alpaca", "out.csv", "num_request=3"], "'num_requests'"),

@@ -76,6 +76,7 @@ def test_its_policy_needs_no_other_edit(copy):
     compared = in_copy(copy, "sim.cli", "compare", "exp.yaml", "--policies", "continuous,shortest")
     assert compared.returncode == 0, compared.stderr
     assert "shortest" in compared.stdout
-    tested = in_copy(copy, "pytest", "tests/properties", "-k", "shortest", "-p", "no:cacheprovider")
+    tests = ("tests/properties", "tests/unit/test_policy_registry.py")
+    tested = in_copy(copy, "pytest", *tests, "-k", "shortest", "-p", "no:cacheprovider")
     assert tested.returncode == 0, tested.stdout
     assert int(re.search(r"(\d+) passed", tested.stdout).group(1)) >= 2

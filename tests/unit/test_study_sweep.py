@@ -1,3 +1,4 @@
+import importlib
 import json
 import os
 import resource
@@ -8,6 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 from small_sweeps import shards_of, sweep_into, write_config
 
+import policies
 from sim.study import load
 from sim.study.sweeps import shards
 from sim.study.sweeps import task as sweep_task
@@ -95,6 +97,26 @@ def test_a_trace_file_with_new_content_is_another_task(tmp_path, monkeypatch):
     trace.write_text("arrived_at_s,prompt_tokens,output_tokens\n0,5,5\n1,6,5\n")
     (after,) = plan_sweep(config).tasks
     assert before != after
+
+
+class OwnEntry:
+    """The entry point of somebody's policy."""
+
+    name = "own"
+
+    def load(self):
+        return importlib.import_module("own_policy").Own
+
+
+def test_a_policy_from_outside_with_new_content_is_another_task(tmp_path, monkeypatch):
+    monkeypatch.setattr(policies, "entry_points", lambda group: [OwnEntry()])
+    monkeypatch.syspath_prepend(tmp_path)
+    own = tmp_path / "own_policy.py"
+    own.write_text("from policies.base import *\n\nclass Own(Policy):\n    Config = Config\n")
+    config = write_config(tmp_path, "{policy.name: [own, continuous]}")
+    before = set(plan_sweep(config).tasks)
+    own.write_text(own.read_text() + "# edited\n")
+    assert len(before & set(plan_sweep(config).tasks)) == 1
 
 
 # -- resume -------------------------------------------------------------------------------------
@@ -278,6 +300,7 @@ def test_a_node_with_another_trace_is_named(tmp_path, out, monkeypatch):
         ("{workload.arrivals.rate: [1, -2]}", "workload.arrivals.rate: Input should be greater"),
         ("{policy.max_num_seq: [1]}", "did you mean 'max_num_seqs'?"),
         ("{cluster.gpu: [a100-40g]}", "a100-40gb"),
+        ("{workload.source: [alpaca, sharegtp]}", "'sharegtp'; did you mean 'sharegpt'?"),
         ("{engine.blocksize: [1]}", "did you mean 'block_size'?"),
     ],
 )

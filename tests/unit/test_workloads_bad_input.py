@@ -54,8 +54,15 @@ def message(path, **options):
         (HEAD + "0,2,5\n0,2,5,6\n", ": malformed CSV: Expected 3 fields in line 3, saw 4"),
         (HEAD + "0,2,5,6\n", ": row 2: more fields than the header has"),
         (HEAD + '0,"2,5\n', ": malformed CSV: EOF inside string starting at row 1"),
-        ("a,b\n1,2\n", ": a, b fit no known format; valid: alpaca, azure, burstgpt,"),
-        ("1,2,3\n", ": 1, 2, 3 fit no known format"),
+        (
+            "a,b\n1,2\n",
+            ": no known format has a, b; plain lacks prompt_tokens|input_len, output_tokens|",
+        ),
+        (
+            "arrival_s,input_len\n0,1\n",
+            ": no known format has arrival_s, input_len; plain lacks output_tokens|output_len; val",
+        ),
+        ("1,2,3\n", ": no known format has 1, 2, 3"),
         (
             "arrival_s,input_len,output_len,priority\n0,1,1,high\n",
             ": row 2: priority is 'high'; expected a number",
@@ -93,7 +100,7 @@ def message(path, **options):
         ("[]", ": no entries"),
         (MOON.replace("5", "9" * 5_000), ": row 1: not valid JSON: Exceeds the limit"),
         ("arrival_s\rinput_len", ": row 1: malformed CSV: new-line character"),
-        ("a\x1b[31m,b\n", ": a?[31m, b fit no known format"),
+        ("a\x1b[31m,b\n", ": no known format has a?[31m, b"),
         ("[" * 100_000, ": row 1: not valid JSON: nested too deeply"),
         (
             '{"sub_requests": [], "arrival_time_ns": 0}',

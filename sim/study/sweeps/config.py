@@ -25,7 +25,8 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from sim.study.config import KEYS, Section
+from sim.study.config import KEYS
+from sim.study.section import Section
 from sim.study.validation import shown, unknown_key, validate
 from sim.types import BadInput
 

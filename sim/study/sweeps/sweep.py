@@ -24,6 +24,7 @@ from sim.costs.catalogue import gpu_named, model_named
 from sim.study.config import ABOUT, Experiment, Origins, overridden, read_config, resolve
 from sim.study.files import output_folder, write_json, write_text
 from sim.study.output import peak_rss_bytes
+from sim.study.policy_facts import own_file
 from sim.study.provenance import git_revision
 from sim.study.sweeps.backends import Backend
 from sim.study.sweeps.config import SECTION, SweepConfig, sweep_config
@@ -37,9 +38,9 @@ from sim.study.sweeps.shards import (
     set_aside,
     write_shard,
 )
-from sim.study.sweeps.task import TOKEN, Job, Outcome, file_hash, packages, shard_of
+from sim.study.sweeps.task import OWN, TOKEN, Job, Outcome, file_hash, packages, shard_of
 from sim.types import BadInput, SimulationError
-from workloads.sources import is_file
+from workloads.sources import check_sources, is_file
 
 MANIFEST = "sweep.json"
 FAILED = "failed.json"
@@ -164,6 +165,7 @@ def _planned(point: Point, source: str, tasks: dict[str, Task]) -> SweepPoint:
     """Validate a point, add its tasks to `tasks`, and return what is kept of it."""
     experiment = resolve(point.data, source)
     model_named(experiment.cluster.model), gpu_named(experiment.cluster.gpu)
+    check_sources(experiment.workload)
     config = experiment.resolved()
     replications = config["run"].pop("replications")
     files = {path: file_hash(path) for path in result_files(experiment)}
@@ -176,13 +178,14 @@ def _planned(point: Point, source: str, tasks: dict[str, Task]) -> SweepPoint:
 
 
 def result_files(experiment: Experiment) -> list[str]:
-    """Return the files whose content decides the result."""
+    """Return the files whose content decides the result, and `policy:NAME` for one from outside."""
     workload = experiment.workload
     named = [workload.source, *(workload.mixture or {})]
     found = [name for name in named if is_file(name)]
     if Path(experiment.cluster.profile).is_file():
         found.append(experiment.cluster.profile)
-    return found
+    names = [choice.name for choice in experiment.policies]
+    return found + [f"{OWN}{name}" for name in names if own_file(name) is not None]
 
 
 def first_task_s(sweep: Sweep) -> float:

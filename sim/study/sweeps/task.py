@@ -16,10 +16,14 @@ from pathlib import Path
 from sim import __version__
 from sim.study.config import Experiment, resolve
 from sim.study.output import peak_rss_bytes
+from sim.study.policy_facts import own_file
 from sim.study.provenance import PACKAGES
 from sim.study.run import replicate
 from sim.study.sweeps.shards import Task, shard_bytes, write_shard
 from sim.types import BadInput, SimulationError
+
+OWN = "policy:"
+"""Before the name of a policy from outside, in place of a file: it may lie elsewhere elsewhere."""
 
 TOKEN = ".running"
 """File of the sweep's folder by which a worker finds out whether it sees the same folder."""
@@ -117,11 +121,13 @@ def experiment_of(job: Job, task: Task) -> Experiment:
 
 
 def file_hash(path: str) -> str:
-    """Return the SHA-256 of a file.
+    """Return the SHA-256 of a file, or of that of a policy (`policy:NAME`).
 
     Raises:
         BadInput: it cannot be read.
     """
+    if path.startswith(OWN):
+        path = own_file(path.removeprefix(OWN)) or path
     try:
         stat = os.stat(path)
         return _hash(os.path.abspath(path), (stat.st_mtime_ns, stat.st_size))
