@@ -19,6 +19,7 @@ from sim.costs.catalogue import gpu_named, model_named
 from sim.costs.memory import min_tp
 from sim.study.config import Experiment, PolicyChoice
 from sim.study.failures_config import outages
+from sim.study.policy_facts import roles_of
 from sim.study.power_config import capped, cluster_power
 from sim.study.speculative import check_speculation, speculation_of, with_drafter
 from sim.study.statistics.clock import ENGINE
@@ -209,7 +210,7 @@ def max_model_len(experiment: Experiment) -> int:
 def _pools(experiment: Experiment, policy: Policy) -> Sequence[Pool]:
     cluster = experiment.cluster
     if cluster.pools is not None:
-        source = "cluster.pools"
+        source = f"{experiment.origins.where('cluster.pools')}: cluster.pools"
         pools = [Pool(p.role, p.instances, p.tp, p.pp, p.gpu) for p in cluster.pools]
     else:
         source = f"policy {policy.name!r}"
@@ -221,6 +222,8 @@ def _pools(experiment: Experiment, policy: Policy) -> Sequence[Pool]:
             )
         pools = list(policy.pools(_cluster_info(experiment, tp)))
     _check_pools(pools, source, cluster.count)
+    if cluster.pools is not None:
+        _check_split(pools, policy, source)
     return pools
 
 
@@ -248,6 +251,21 @@ def _min_tp(experiment: Experiment) -> int:
         max_model_len=max_model_len(experiment),
         gpu_memory_utilization=experiment.engine.gpu_memory_utilization,
     )
+
+
+def _check_split(pools: Sequence[Pool], policy: Policy, source: str) -> None:
+    """Refuse split roles under a policy whose own layout never splits them.
+
+    Such a policy plans both phases on one instance: it would not take what was prefilled elsewhere,
+    or leave the decode instances without work.
+    """
+    split = sorted({pool.role for pool in pools if pool.instances} - {"mixed"})
+    if split and set(roles_of(policy)) <= {"mixed"}:
+        raise BadInput(
+            f"{source}: role {', '.join(split)}: policy {policy.name!r} prefills and decodes a "
+            "request on one instance; valid: mixed, or a policy that `bucketsim policies` lists "
+            "with prefill+decode"
+        )
 
 
 def _check_pools(pools: Sequence[Pool], source: str, count: int) -> None:
