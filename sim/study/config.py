@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -398,12 +398,28 @@ def overridden(data: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]
     return data
 
 
-def resolve(data: Mapping[str, Any], source: str, overrides: Sequence[str] = ()) -> Experiment:
-    """Validate an experiment given as plain data (see `load_config`); `source` names its origin."""
+def resolve(
+    data: Mapping[str, Any],
+    source: str,
+    overrides: Sequence[str] = (),
+    swept: Iterable[str] = (),
+) -> Experiment:
+    """Validate an experiment given as plain data.
+
+    Args:
+        data: the sections.
+        source: where they come from, for error messages.
+        overrides: see `load_config`.
+        swept: the keys of `data` that a point of a sweep sets.
+
+    Raises:
+        BadInput: one line with file, key, value and what would be valid.
+    """
     data = overridden(deepcopy(dict(data)), overrides)
-    typed = [f"{override.partition('=')[0]}." for override in overrides]
+    setters = {f"{override.partition('=')[0]}.": COMMAND_LINE for override in overrides}
+    setters |= {f"{key}.": f"{source}: sweep" for key in swept}
     given = {
-        leaf: COMMAND_LINE if any(f"{leaf}.".startswith(key) for key in typed) else source
+        leaf: next((by for key, by in setters.items() if f"{leaf}.".startswith(key)), source)
         for leaf in _leaves(data)
     }
     if isinstance(data.get("policy"), (list, str)):

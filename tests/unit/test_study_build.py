@@ -179,8 +179,8 @@ def test_split_pools_are_for_policies_that_split(name):
     with pytest.raises(BadInput) as error:
         built(cluster={"pools": SPLIT}, policy=name)
     assert str(error.value) == (
-        f"test: cluster.pools: role decode, prefill: policy '{name}' prefills and decodes a request "
-        "on one instance; valid: mixed, or a policy that `bucketsim policies` lists with "
+        f"test: cluster.pools: role decode, prefill: policy '{name}' prefills and decodes a "
+        "request on one instance; valid: mixed, or a policy that `bucketsim policies` lists with "
         "prefill+decode"
     )
 

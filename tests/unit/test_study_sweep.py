@@ -169,13 +169,13 @@ def test_no_flipped_bit_goes_unnoticed(tmp_path, out):
     sweep_into(out, write_config(tmp_path, "{run.seed: [1]}"))
     (path,) = (out / "shards").iterdir()
     content = path.read_bytes()
-    row = repr(shards.read_shard(out, path.stem))
+    row = repr(shards.read_told(out, path.stem))
     for at in range(0, len(content), 61):
         damaged = bytearray(content)
         damaged[at] ^= 4
         path.write_bytes(damaged)
         try:
-            assert repr(shards.read_shard(out, path.stem)) == row, at
+            assert repr(shards.read_told(out, path.stem)) == row, at
         except (shards.CorruptShard, BadInput):
             continue
 
