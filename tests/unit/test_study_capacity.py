@@ -215,3 +215,5 @@ def test_what_is_told_of_the_runs_there():
     assert "0.85, below 0.9: it falls steeply; 1 requests/s" in note
     assert "no rate tried" in _notes_there(curve[1], curve[1:], target)[0]
     assert "backlogged" in _notes_there(point(1, 0.95, "backlogged"), curve, target)[0]
+    rejecting = replace(curve[0], notes=("3 requests were rejected",))
+    assert _notes_there(rejecting, curve, target) == ["at its capacity, 3 requests were rejected"]
