@@ -19,6 +19,7 @@ from sim.costs.catalogue import gpu_named, model_named
 from sim.costs.memory import min_tp
 from sim.study.config import Experiment, PolicyChoice
 from sim.study.failures_config import outages
+from sim.study.idle_keys import idle_notes
 from sim.study.policy_facts import roles_of
 from sim.study.power_config import capped, cluster_power
 from sim.study.speculative import check_speculation, speculation_of, with_drafter
@@ -107,6 +108,7 @@ def build(experiment: Experiment, choice: PolicyChoice) -> Setup:
             raise BadInput(f"{where}: {error}") from None
     costs = [instance.costs for instance in instances]
     notes = [note for cost in costs for note in (*cost.notes, *cost.kv_notes)]
+    notes += idle_notes(experiment, policy, instances)
     power, told = cluster_power(
         experiment.power, experiment.cluster.model, instances, experiment.origins.where
     )
