@@ -103,9 +103,12 @@ def test_drafts_and_attention_are_cited():
     assert not [thing for thing, _ in plain if thing.startswith(("drafts", "attention"))]
 
 
-def test_power_is_cited_if_asked_for():
+def test_power_is_cited_if_asked_for_or_counted():
     config = BARE
     assert not any(thing.startswith("power") for thing, _ in _used(config))
+    assert dict(_used(config, energy=True))["power model logistic"] == list(POWER["logistic"])
+    mfu = dict(_used(config | {"power": {"model": "mfu"}}, energy=True))
+    assert mfu["power model mfu"] == list(POWER["mfu"])
     asked = dict(_used(config | {"power": {"model": "logistic"}}))
     assert asked["power model logistic"] == ["patel2024splitwise", "vllmsemanticrouter"]
     assert set(POWER) == set(get_args(PowerModel))
