@@ -159,6 +159,8 @@ def capacities(
     notes = tuple(requests_notes(experiment))
     experiment = rated(experiment)
     alone = [replace(experiment, policies=(choice,)) for choice in experiment.policies]
+    for e in alone:  # what cannot be laid out is refused before anything runs
+        build(e, e.policies[0])
     count = experiment.run.replications
     told = Told(progress, len(alone) * (1 + count * (1 + len({*curve, 1.0}))))
     saturation = list(told(calls(saturation_rate, [(e,) for e in alone], jobs)))
