@@ -185,6 +185,11 @@ RULES = (
         "cluster.link.gb_per_s is the bandwidth",
     ),
     Rule(
+        ("cluster.link.shared",),
+        lambda case: len(case.instances) > 2 or case.policy.places_decode,
+        "there is one pair of instances, so one link",
+    ),
+    Rule(
         ("workload.input_len", "workload.output_len"),
         lambda case: any(name in PARAMETRIC for name in case.sources),
         f"lengths are the source's own; they are for {', '.join(PARAMETRIC)}",

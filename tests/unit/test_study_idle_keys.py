@@ -112,6 +112,12 @@ OF_POOL = {
 CASES = [
     ("cluster.link.latency_ms", (5, 50), {}, SPLIT),
     ("cluster.link.shared", (True, False), {}, {**TIGHT, "cluster.link.gb_per_s": 0.1}),
+    (
+        "cluster.link.shared",
+        (True, False),
+        {"policy": "distserve", "cluster.link.gb_per_s": 0.1},
+        {**TIGHT, "cluster.link.gb_per_s": 0.1},
+    ),
     ("cluster.link.overlap", (0.5, 0.9), {}, SPLIT),
     ("cluster.link.gb_per_s", (1, 10), {}, SPLIT),
     ("cluster.link.name", ("pcie", "ethernet"), {}, SPLIT),
