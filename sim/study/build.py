@@ -10,6 +10,7 @@ from typing import cast
 import policies
 from sim.core.attention import Ctas
 from sim.core.inbox import check_ahead
+from sim.core.outages import ExponentialOutages, Outages
 from sim.core.predictors import LengthPredictor, make_predictor
 from sim.core.routers import PrefixRouting
 from sim.core.simulation import ROLE_ORDER
@@ -17,11 +18,10 @@ from sim.core.spec import InstanceSpec, Settings
 from sim.costs.build import InstanceCost, instance_cost
 from sim.costs.catalogue import gpu_named, model_named
 from sim.costs.memory import min_tp
-from sim.study.config import Experiment, PolicyChoice
-from sim.study.failures_config import outages
+from sim.study.config import Experiment, FailuresConfig, PolicyChoice
 from sim.study.idle_keys import idle_notes
 from sim.study.policy_facts import roles_of
-from sim.study.power_config import capped, cluster_power
+from sim.study.power import capped, cluster_power
 from sim.study.speculative import check_speculation, speculation_of, with_drafter
 from sim.study.statistics.clock import ENGINE
 from sim.study.statistics.energy import ClusterPower
@@ -162,7 +162,7 @@ def settings(
         ttft_slo_s=_bounds_s(experiment, trace, "ttft_ms"),
         e2e_slo_s=_bounds_s(experiment, trace, "e2e_ms"),
         predictor=_predictor(experiment, policy, trace, router_seed),
-        outages=outages(engine.failures, failure_seed),
+        outages=_outages(engine.failures, failure_seed),
         speculation=speculation_of(experiment, policy, acceptance_seed),
     )
 
@@ -186,6 +186,13 @@ def _bounds_s(experiment: Experiment, trace: Trace, bound: str) -> list[float]:
         value = getattr(slo.bounds(source if source in slo.by else None), bound)
         found.append(-1.0 if value is None else value / MS_PER_S)
     return found if max(found) >= 0 else []
+
+
+def _outages(config: FailuresConfig | None, seed: int | None) -> Outages | None:
+    """Return the failures of a run; None without the section or without a seed."""
+    if config is None or seed is None:
+        return None
+    return ExponentialOutages(config.mtbf_s, config.repair_s, seed)
 
 
 def _predictor(

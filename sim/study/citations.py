@@ -11,9 +11,8 @@ from typing import Any
 import policies
 from sim.costs.library import list_profiles
 from sim.study.bibliography import ENTRIES, cited_in
-from sim.study.config import ABOUT
+from sim.study.config import ABOUT, NOTHING_ASKED
 from sim.study.policy_facts import section
-from sim.study.power_config import NOTHING_ASKED
 from sim.study.yaml_file import read_yaml
 from sim.types import BadInput
 from workloads.config import MIXED

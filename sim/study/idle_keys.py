@@ -17,11 +17,15 @@ from pydantic import BaseModel
 from sim.costs.catalogue import gpu_named, model_named
 from sim.costs.memory import GPU_MEMORY_UTILIZATION, min_tp
 from sim.costs.power import power_of
-from sim.study.config import EngineConfig, Experiment, SloBounds
-from sim.study.power_config import PowerConfig
+from sim.study.config import (
+    EngineConfig,
+    Experiment,
+    PowerConfig,
+    SloBounds,
+    SpeculativeConfig,
+)
 from sim.study.presets import preset_named
 from sim.study.speculative import STATIC
-from sim.study.speculative_config import SpeculativeConfig
 from sim.study.validation import shown
 from sim.types import Policy
 from workloads.lengths.parametric import PARAMETRIC

@@ -22,7 +22,7 @@ from sim.costs.model import StepCost
 from sim.study.build import Setup, build, settings
 from sim.study.config import Experiment, PolicyChoice, RunConfig, SloConfig
 from sim.study.notices import Tally, batch_notices, notices, tally, warmup_notices
-from sim.study.power_config import capped
+from sim.study.power import capped
 from sim.study.statistics.batch_means import with_batch_means
 from sim.study.statistics.metrics import Frame, Summary, steady_series, summarise
 from sim.study.statistics.precision import Precision

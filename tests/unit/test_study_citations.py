@@ -12,8 +12,8 @@ from sim.costs.library import list_profiles
 from sim.costs.power import PowerModel
 from sim.study.bibliography import BIBTEX, ENTRIES, MARKS, cited_in, marks
 from sim.study.citations import DATA_SETS, DRAFTING, MODELS, POWER, _of_data, _used
+from sim.study.config import SpeculativeConfig
 from sim.study.policy_facts import policy_facts, section, short_reference
-from sim.study.speculative_config import SpeculativeConfig
 from workloads.lengths.tables import table_names
 from workloads.read import format_names
 

@@ -9,12 +9,18 @@ from pydantic import BaseModel
 
 import policies
 from sim.study.build import build
-from sim.study.config import ClusterConfig, EngineConfig, SloConfig, resolve, set_key
+from sim.study.config import (
+    ClusterConfig,
+    EngineConfig,
+    PowerConfig,
+    SloConfig,
+    SpeculativeConfig,
+    resolve,
+    set_key,
+)
 from sim.study.idle_keys import OURS, RESERVES, RULES
-from sim.study.power_config import PowerConfig
 from sim.study.presets import names
 from sim.study.run import replicate
-from sim.study.speculative_config import SpeculativeConfig
 from sim.types import BadInput, Policy
 from workloads import WorkloadConfig
 

@@ -1,4 +1,4 @@
-"""One YAML is one experiment: its sections, their bounds, and how a file becomes one."""
+"""One YAML is one experiment: its sections together, and how a file becomes one."""
 
 from __future__ import annotations
 
@@ -6,280 +6,25 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel
 
 import policies
-from sim.core.routers import ROUTERS
-from sim.costs.profile import HostTerm
-from sim.study.attention_config import AttentionKeys
-from sim.study.failures_config import FailuresConfig
-from sim.study.power_config import PowerConfig
+from sim.study.config.cluster import ClusterConfig
+from sim.study.config.engine import EngineConfig
+from sim.study.config.power import PowerConfig
+from sim.study.config.run import RunConfig
+from sim.study.config.slo import SloConfig
+from sim.study.config.speculative import SpeculativeConfig
 from sim.study.presets import fill
-from sim.study.speculative_config import SpeculativeConfig
-from sim.study.statistics.clock import ENGINE, Clock
+from sim.study.statistics.clock import ENGINE
 from sim.study.validation import shown, unknown_key, validate
 from sim.study.yaml_file import parse_yaml, read_yaml
 from sim.types import BadInput
 from workloads import WorkloadConfig
 
 COMMAND_LINE = "command line"
-
-
-class Section(BaseModel):
-    """Base of the sections: frozen, unknown keys forbidden."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-
-class PoolConfig(Section):
-    """Instances of one role."""
-
-    role: Literal["mixed", "prefill", "decode"] = Field("mixed", description="what they do")
-    instances: int = Field(ge=1, description="how many")
-    tp: int = Field(1, ge=1, description="tensor-parallel degree, GPUs")
-    pp: int = Field(1, ge=1, description="pipeline stages, GPUs")
-    gpu: str | None = Field(None, description="catalogue name; null: the cluster's")
-
-
-class LinkConfig(Section):
-    """How KV caches move from prefill to decode instances."""
-
-    name: Literal["nvlink", "pcie", "ethernet"] = Field(
-        "nvlink", description="which bandwidth: the GPU's NVLink or PCIe peak, 100 Gbit/s Ethernet"
-    )
-    gb_per_s: float | None = Field(
-        None, gt=0, description="bandwidth of a link, one way, GB/s; null: the named link's"
-    )
-    latency_ms: float = Field(0.0, ge=0, description="time before the first byte, ms")
-    shared: bool = Field(
-        False, description="all transfers share one link, instead of one per pair of instances"
-    )
-    overlap: float = Field(
-        0.0, ge=0, le=1, description="share of a transfer hidden behind the prefill (Splitwise 0.9)"
-    )
-
-
-class PredictorConfig(Section):
-    """What policies that want an output length are told."""
-
-    name: Literal["class", "oracle", "constant", "mean"] = Field(
-        "class",
-        description="class: right with probability accuracy, else a neighbouring class's edge",
-    )
-    accuracy: float = Field(0.8, ge=0, le=1, description="of class (UELLM: above 0.8)")
-    tokens: int = Field(256, ge=1, description="of constant, tokens")
-
-
-class PrefixRoutingConfig(Section):
-    """Parameters of the router `prefix`; names and values of SGLang's router."""
-
-    cache_threshold: float = Field(
-        0.3, ge=0, le=1, description="share of the prompt that has to match before it decides"
-    )
-    balance_abs_threshold: int = Field(
-        64, ge=0, description="so many more requests on the busiest instance: load decides"
-    )
-    balance_rel_threshold: float = Field(
-        1.5, ge=1, description="and the ratio of busiest to idlest above which it does"
-    )
-
-
-class ClusterConfig(Section):
-    """What there is to serve with."""
-
-    gpu: str = Field(description="catalogue name of the GPU")
-    count: int = Field(ge=1, description="GPUs")
-    model: str = Field(description="catalogue name of the model")
-    profile: str = Field(
-        "auto",
-        min_length=1,
-        description="step times: auto, roofline (peak figures, not measured), an engine, "
-        "a profile's name or the path of a YAML",
-    )
-    pools: tuple[PoolConfig, ...] | None = Field(
-        None, min_length=1, description="layout; null: the policy's own"
-    )
-    link: LinkConfig = Field(LinkConfig(), description="between prefill and decode instances")
-
-
-class SloBounds(Section):
-    """Bounds a request has to meet; null: no bound."""
-
-    ttft_ms: float | None = Field(None, gt=0, description="arrival to first token, ms")
-    tpot_ms: float | None = Field(None, gt=0, description="mean time per further token, ms")
-    e2e_ms: float | None = Field(None, gt=0, description="arrival to last token, ms")
-
-
-class SloConfig(SloBounds):
-    """Service-level objectives."""
-
-    scale: float = Field(1.0, gt=0, description="factor on every bound")
-    by: dict[str, SloBounds] = Field(
-        {}, description="other bounds for a class: component of the mixture -> bounds"
-    )
-    abort_after_s: float | None = Field(
-        None, gt=0, description="the client gives up so long after arrival, s; null: never"
-    )
-
-    def bounds(self, source: str | None = None) -> SloBounds:
-        """Return the scaled bounds of a class (None: of all others)."""
-        chosen = self if source is None else self.by[source]
-        scaled = {
-            name: None if value is None else value * self.scale
-            for name in SloBounds.model_fields
-            for value in (getattr(chosen, name),)
-        }
-        return SloBounds(**scaled)
-
-
-class EngineConfig(AttentionKeys):
-    """What running is: everything about the engine that no policy decides."""
-
-    preset: str | None = Field(
-        None, description="engine and version whose settings hold where none are given; null: none"
-    )
-    fuse_steps: bool = Field(True, description="one event for equal decode steps; same results")
-    loop: Literal["fast", "simpy"] = Field(
-        "fast", description="event loop: our tighter one, or stock SimPy; same results"
-    )
-    block_size: int | None = Field(
-        None, ge=1, le=4096, description="tokens in a KV block; null: the profile's"
-    )
-    num_gpu_blocks: int | None = Field(
-        None, ge=1, description="KV blocks of an instance; null: the profile's"
-    )
-    null_block: bool = Field(
-        False, description="one KV block of an instance is never used (vLLM V1)"
-    )
-    max_model_len: int | None = Field(
-        None, ge=1, description="longest prompt + output, tokens; null: workload's or model's"
-    )
-    async_scheduling: bool = Field(
-        False, description="a step is formed while the one before runs (vLLM V1)"
-    )
-    scheduler_reserve_full_isl: bool = Field(
-        False,
-        description="a prompt is admitted only if all of it fits, not its first chunk (policy "
-        "continuous, v1; others want room for the whole anyway)",
-    )
-    ttft_clock: Literal["client", "engine"] = Field(
-        "client",
-        description="TTFT and E2E count from the arrival, api_latency_ms included, or from when "
-        "the scheduler sees the request",
-    )
-    api_latency_ms: float = Field(
-        0.0,
-        ge=0,
-        description="tokenising and HTTP, ms: added to the client's TTFT and E2E, keeps no engine "
-        "busy",
-    )
-    host_step_ms: float = Field(
-        0.0, ge=0, description="host time of every step, on top of the profile's, ms"
-    )
-    host_seq_ms: float = Field(
-        0.0, ge=0, description="host time for each sequence of a step, on top, ms"
-    )
-    host_prefill_ms: float = Field(
-        0.0, ge=0, description="host time of a step that holds a prompt, on top, ms"
-    )
-    first_step_ms: float = Field(
-        0.0, ge=0, description="the first step of an instance, or after a repair, lasts longer, ms"
-    )
-    router: str = Field("round-robin", description="which instance a request goes to")
-    prefix_routing: PrefixRoutingConfig = Field(
-        PrefixRoutingConfig(), description="limits of router: prefix"
-    )
-    decode_router: str = Field(
-        "least-loaded", description="which decode instance a prefilled request goes to"
-    )
-    first_token: Literal["prefill", "decode"] = Field(
-        "prefill",
-        description="who sends the first token when roles are split: the prefill instance, or the "
-        "decode instance after the transfer and one step (vLLM's P/D proxy)",
-    )
-    pipeline: Literal["interleaved", "sequential"] = Field(
-        "interleaved",
-        description="pp > 1: disjoint batches rotate through the stages, or one batch at a time",
-    )
-    min_step_ms: float = Field(
-        0.0, ge=0, description="no step is shorter, ms (host-bound engines; HuggingFace 38.6)"
-    )
-    predictor: PredictorConfig = Field(PredictorConfig(), description="output length prediction")
-    swap_space_gib: float = Field(
-        4.0, ge=0, description="host memory for swapped KV blocks per GPU, GiB (vLLM: 4)"
-    )
-    swap_gb_per_s: float | None = Field(
-        None, gt=0, description="KV copies GPU to host per GPU, GB/s; null: the GPU's PCIe peak"
-    )
-    oom_restart_s: float = Field(
-        30.0, ge=0, description="an instance is away so long after running out of memory, s"
-    )
-    gpu_memory_utilization: float = Field(
-        0.9, gt=0, le=1, description="share of GPU memory the engine may fill (vLLM: 0.9)"
-    )
-    failures: FailuresConfig | None = Field(None, description="instances fail; null: never")
-
-    @property
-    def clock(self) -> Clock:
-        """By whose watch latencies count."""
-        return Clock.of(self.model_dump(include={"ttft_clock", "api_latency_ms"}))
-
-    @property
-    def host(self) -> HostTerm:
-        """Host time on top of the profile's."""
-        return HostTerm(
-            step_ms=self.host_step_ms + self.plan_ms(self.async_scheduling),
-            seq_ms=self.host_seq_ms,
-            prefill_step_ms=self.host_prefill_ms,
-        )
-
-    @field_validator("router", "decode_router")
-    @classmethod
-    def _known_router(cls, name: str) -> str:
-        if name not in ROUTERS:
-            raise ValueError(f"unknown router; valid: {', '.join(ROUTERS)}")
-        return name
-
-    @field_validator("decode_router")
-    @classmethod
-    def _decode_router_knows_load(cls, name: str) -> str:
-        if name == "prefix":
-            raise ValueError(
-                "a KV cache that moves is copied whole: prefix is for router only; valid: "
-                + ", ".join(router for router in ROUTERS if router != name)
-            )
-        return name
-
-
-class RunConfig(Section):
-    """How often and how long."""
-
-    seed: int = Field(0, ge=0, description="root of all random streams")
-    replications: int = Field(5, ge=1, le=10_000, description="independent repetitions")
-    stop: Literal["drain", "horizon"] = Field(
-        "drain", description="end when all requests have left, or at horizon_s"
-    )
-    horizon_s: float | None = Field(None, gt=0, description="simulated end (stop: horizon), s")
-    warmup_s: float = Field(0.0, ge=0, description="requests arriving earlier are not counted, s")
-    warmup: Literal["fixed", "mser5"] = Field(
-        "fixed", description="end of the warm-up: warmup_s, or found in each replication by MSER-5"
-    )
-    steps: bool = Field(False, description="write steps.parquet")
-
-    @model_validator(mode="after")
-    def _fits(self) -> RunConfig:
-        if (self.stop == "horizon") != (self.horizon_s is not None):
-            raise ValueError(
-                f"stop: horizon and horizon_s go together, got stop: {self.stop} and "
-                f"horizon_s: {self.horizon_s}"
-            )
-        if self.horizon_s is not None and self.warmup_s >= self.horizon_s:
-            raise ValueError(f"warmup_s {self.warmup_s} is not below horizon_s {self.horizon_s}")
-        if self.warmup == "mser5" and self.warmup_s:
-            raise ValueError(f"warmup: mser5 and warmup_s {self.warmup_s} exclude each other")
-        return self
 
 
 @dataclass(frozen=True)

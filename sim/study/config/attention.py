@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
+
+from sim.study.config.section import Section
 
 
-class AttentionKeys(BaseModel):
+class AttentionKeys(Section):
     """What attention reads, and how a GPU's thread blocks divide it; the base of `EngineConfig`."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     padding: Literal["none", "batch", "policy"] = Field(
         "policy", description="prompt batches: never padded, always, or as the policy says"
