@@ -117,8 +117,10 @@ def _sweep(planned: Sweep, folder: Path, workers: Backend, resume: bool, json: b
 
 
 def _dry_run(planned: Sweep, workers: int, json: bool) -> None:
+    from sim.study.notices import by_point
     from sim.study.sweeps.sweep import first_task_s
 
+    notices(by_point([dict.fromkeys(point.notes, 0) for point in planned.points]))
     first_s = first_task_s(planned)
     estimate_s = first_s * len(planned.tasks) / min(workers, len(planned.tasks))
     tasks = list(planned.tasks.values())

@@ -374,13 +374,9 @@ def idle_notes(
 
 
 def _given(experiment: Experiment) -> set[str]:
-    """Return the keys, and the sections of the keys, that were set by somebody but a preset."""
-    preset = experiment.engine.preset
-    left_out = None if preset is None else preset_named(preset).origin
+    """Return the keys that were set, and the sections of these keys."""
     found = set()
-    for leaf, by in experiment.origins.given.items():
-        if by == left_out:
-            continue
+    for leaf in experiment.origins.given:
         parts = leaf.split(".")
         found |= {".".join(parts[:n]) for n in range(2, len(parts) + 1)}
     return found

@@ -47,10 +47,11 @@ def cli(capsys):
 
 
 def test_dry_run_prints_the_tasks_and_a_time(cli, config, tmp_path):
-    status, out, _ = cli("sweep", config, "--dry-run", "--jobs", 2)
+    status, out, err = cli("sweep", config, "--dry-run", "--jobs", 2)
     assert status == 0
     assert "6 tasks, the first took" in out
     assert "with 2 at a time" in out
+    assert "derived, not measured on this hardware (3 of 3 points)" in err
     assert out.count("static") == 8
     assert not (tmp_path / "study-sweep").exists()
     status, out, _ = cli("sweep", config, "--dry-run", "--json")
