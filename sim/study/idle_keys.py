@@ -1,9 +1,9 @@
 """Keys of a config that somebody set and that change nothing: what to say about them.
 
-A rule says of some keys where they are heeded. A key is told where it was set, not by a preset, to
-another value than its default, and its rule says no. Keys that no rule names are heeded everywhere,
-or what they do shows in a run only (`engine.padding`, `engine.enable_prefix_caching`). What a
-policy of somebody else's reads is not known: where that matters, its keys count as heeded.
+A rule says of some keys where they are heeded. A key is told where it was set to another value
+than its default, or its preset's, and its rule says no. Keys that no rule names are heeded
+everywhere, or what they do shows in a run only (`engine.padding`, `engine.enable_prefix_caching`).
+What a policy of somebody else's reads is not known: where that matters, its keys count as heeded.
 """
 
 from __future__ import annotations
