@@ -65,7 +65,8 @@ class BucketserveOptimal(Disaggregated):
     `half_life_s`) into at most `num_buckets` buckets of least total price; a request costs one row
     of the largest safe batch padded to the longest bin of its bucket, as the instance's cost model
     prices it. Nothing is merged. `centroid` takes the paper's Eq. 4, `fixed` takes `edges`. All
-    else is as in `bucketserve`: bucket of the request that stands first, order, memory rule, classes, decode.
+    else is as in `bucketserve`: bucket of the request that stands first, order, memory rule,
+    classes, decode.
 
     Deviations and assumptions: not in the paper, which declines computed boundaries as too costly
     at run time. The half-life is that of AIBrix's gateway (issue 1817), the period is as long

@@ -400,6 +400,20 @@ ENGINE = (
         (TRANSFER,),
     ),
     Mutation(
+        "a row keeps the steps a pull takes from its span",
+        "sim/core/instance.py",
+        "self.log.shorten(self.row, step)\n",
+        "pass\n",
+        (TRANSFER,),
+    ),
+    Mutation(
+        "first gaps of a step that is lost stay in the log",
+        "sim/core/instance.py",
+        "self.log.gaps_fs.remove(",
+        "abs(",
+        (FAILURES,),
+    ),
+    Mutation(
         "bridge is last in, first out",
         "sim/core/seats.py",
         "request = next(iter(bridge.values()))",

@@ -5,6 +5,9 @@ from __future__ import annotations
 from mutations import Mutation
 
 BUILD_UNIT = "tests/unit/test_study_build.py"
+NOTICES_UNIT = "tests/unit/test_study_notices.py"
+IDLE_UNIT = "tests/unit/test_study_idle_keys.py"
+SWEEP_E2E = "tests/e2e/test_cli_sweep.py"
 ENERGY_UNIT = "tests/unit/test_study_energy.py"
 METRICS_UNIT = "tests/unit/test_study_metrics.py"
 POWER_UNIT = "tests/unit/test_costs_power.py"
@@ -80,5 +83,47 @@ STUDIES = (
         "if demand_mw <= self.cap_mw:",
         "if demand_mw <= self.cap_mw or batch:",
         (POWER_UNIT,),
+    ),
+    Mutation(
+        "a policy for mixed instances is given split pools",
+        "sim/study/build.py",
+        'if split and set(roles_of(policy)) <= {"mixed"}:',
+        "if not split:",
+        (BUILD_UNIT,),
+    ),
+    Mutation(
+        "one run that finds no prefix speaks for all",
+        "sim/study/notices.py",
+        "all(t in of for of in tallies)",
+        "any(t in of for of in tallies)",
+        (NOTICES_UNIT,),
+    ),
+    Mutation(
+        "a notice counts all points",
+        "sim/study/notices.py",
+        "({len(about)} of {len(tallies)} {what})",
+        "({len(tallies)} of {len(tallies)} {what})",
+        (NOTICES_UNIT,),
+    ),
+    Mutation(
+        "points are not laid out before a sweep",
+        "sim/study/sweeps/sweep.py",
+        "notes = build(experiment, experiment.policies[0]).notes",
+        "notes: tuple[str, ...] = ()",
+        (SWEEP_E2E,),
+    ),
+    Mutation(
+        "what a preset sets is told to have no effect",
+        "sim/study/idle_keys.py",
+        "return of_section in sets and sets[of_section] == value",
+        "return False",
+        (IDLE_UNIT,),
+    ),
+    Mutation(
+        "the plan of attention counts though it is hidden",
+        "sim/study/idle_keys.py",
+        'case.engine.attention == "balanced" and not case.engine.async_scheduling',
+        'case.engine.attention == "balanced"',
+        (IDLE_UNIT,),
     ),
 )

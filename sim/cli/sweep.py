@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from sim.cli.show import progress, say, show_columns, show_json
+from sim.cli.show import notices, progress, say, show_columns, show_json
 from sim.cli.study import Config, Json, Overrides
 
 if TYPE_CHECKING:
@@ -86,13 +86,16 @@ def results(
     if sql is not None:
         _query(folder, sql, json)
         return
-    from sim.study.sweeps.results import point_summaries, read_results
+    from sim.study.sweeps.results import point_summaries, read_results, sweep_notices
 
     found = read_results(folder)
     _say_missing(found)
     summaries = point_summaries(found)
+    told = sweep_notices(found, summaries)
+    notices(told)
     if json:
-        show_json({"folder": str(folder), "keys": found.keys, "points": summaries})
+        content = {"folder": str(folder), "keys": found.keys, "points": summaries}
+        show_json(content | {"notes": told})
     else:
         _show_points(found.keys, summaries)
 
@@ -116,8 +119,10 @@ def _sweep(planned: Sweep, folder: Path, workers: Backend, resume: bool, json: b
 
 
 def _dry_run(planned: Sweep, workers: int, json: bool) -> None:
+    from sim.study.notices import by_point
     from sim.study.sweeps.sweep import first_task_s
 
+    notices(by_point([dict.fromkeys(point.notes, 0) for point in planned.points]))
     first_s = first_task_s(planned)
     estimate_s = first_s * len(planned.tasks) / min(workers, len(planned.tasks))
     tasks = list(planned.tasks.values())
@@ -147,7 +152,7 @@ def _dry_run(planned: Sweep, workers: int, json: bool) -> None:
 def _report(planned: Sweep, folder: Path, done: Progressed, json: bool) -> None:
     """Print what became of a sweep, and its points; raise if tasks failed."""
     from sim.study.sweeps.sweep import failures
-    from sim.types.errors import SimulationError
+    from sim.types.errors import BadInput, SimulationError
 
     for path, why in done.set_aside.items():
         say(f"note: corrupt shard set aside as {path} and run again: {why}")
@@ -157,12 +162,13 @@ def _report(planned: Sweep, folder: Path, done: Progressed, json: bool) -> None:
     )
     failed = failures(planned, done)
     _say_failed(failed)
+    fault = BadInput if all(of.refused for of in done.failed.values()) else SimulationError
     if len(failed) == done.total:
-        raise SimulationError(f"all {done.total} tasks failed; see {folder}/failed.json")
+        raise fault(f"all {done.total} tasks failed; see {folder}/failed.json")
     counts = {"tasks": done.total, "run": done.ran, "found": done.found, "failed": failed}
     _show_finished(folder, counts, planned.indices and not failed, json)
     if failed:
-        raise SimulationError(
+        raise fault(
             f"{len(failed)} of {done.total} tasks failed (listed in {folder}/failed.json); "
             "--resume runs them again"
         )
@@ -171,13 +177,15 @@ def _report(planned: Sweep, folder: Path, done: Progressed, json: bool) -> None:
 def _show_finished(folder: Path, counts: Mapping[str, Any], indices: bool, json: bool) -> None:
     """Print the points of a sweep and, if asked for, their indices."""
     from sim.study.sweeps.indices import write_indices
-    from sim.study.sweeps.results import point_summaries, read_results
+    from sim.study.sweeps.results import point_summaries, read_results, sweep_notices
 
     found = read_results(folder)
     cells = write_indices(found) if indices else []
     summaries = point_summaries(found)
+    told = sweep_notices(found, summaries)
+    notices(told)
     if json:
-        content = {"folder": str(folder), **counts, "keys": found.keys}
+        content = {"folder": str(folder), **counts, "keys": found.keys, "notes": told}
         show_json({**content, "points": summaries, "indices": cells})
     else:
         _show_points(found.keys, summaries[:SHOWN_POINTS])

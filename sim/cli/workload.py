@@ -147,7 +147,7 @@ def _write(trace: Trace, out: Path, to: str) -> None:
 def _counted(trace: Trace) -> list[str]:
     from sim.study.notices import trace_notices
 
-    return trace_notices([trace.notes])
+    return trace_notices(trace.notes)
 
 
 def _show_lengths(described: dict[str, Any]) -> None:

@@ -10,6 +10,7 @@ from typing import cast
 import policies
 from sim.core.attention import Ctas
 from sim.core.inbox import check_ahead
+from sim.core.outages import ExponentialOutages, Outages
 from sim.core.predictors import LengthPredictor, make_predictor
 from sim.core.routers import PrefixRouting
 from sim.core.simulation import ROLE_ORDER
@@ -17,9 +18,10 @@ from sim.core.spec import InstanceSpec, Settings
 from sim.costs.build import InstanceCost, instance_cost
 from sim.costs.catalogue import gpu_named, model_named
 from sim.costs.memory import min_tp
-from sim.study.config import Experiment, PolicyChoice
-from sim.study.failures_config import outages
-from sim.study.power_config import capped, cluster_power
+from sim.study.config import Experiment, FailuresConfig, PolicyChoice
+from sim.study.idle_keys import idle_notes
+from sim.study.policy_facts import roles_of
+from sim.study.power import capped, cluster_power
 from sim.study.speculative import check_speculation, speculation_of, with_drafter
 from sim.study.statistics.clock import ENGINE
 from sim.study.statistics.energy import ClusterPower
@@ -106,6 +108,7 @@ def build(experiment: Experiment, choice: PolicyChoice) -> Setup:
             raise BadInput(f"{where}: {error}") from None
     costs = [instance.costs for instance in instances]
     notes = [note for cost in costs for note in (*cost.notes, *cost.kv_notes)]
+    notes += idle_notes(experiment, policy, instances)
     power, told = cluster_power(
         experiment.power, experiment.cluster.model, instances, experiment.origins.where
     )
@@ -159,7 +162,7 @@ def settings(
         ttft_slo_s=_bounds_s(experiment, trace, "ttft_ms"),
         e2e_slo_s=_bounds_s(experiment, trace, "e2e_ms"),
         predictor=_predictor(experiment, policy, trace, router_seed),
-        outages=outages(engine.failures, failure_seed),
+        outages=_outages(engine.failures, failure_seed),
         speculation=speculation_of(experiment, policy, acceptance_seed),
     )
 
@@ -183,6 +186,13 @@ def _bounds_s(experiment: Experiment, trace: Trace, bound: str) -> list[float]:
         value = getattr(slo.bounds(source if source in slo.by else None), bound)
         found.append(-1.0 if value is None else value / MS_PER_S)
     return found if max(found) >= 0 else []
+
+
+def _outages(config: FailuresConfig | None, seed: int | None) -> Outages | None:
+    """Return the failures of a run; None without the section or without a seed."""
+    if config is None or seed is None:
+        return None
+    return ExponentialOutages(config.mtbf_s, config.repair_s, seed)
 
 
 def _predictor(
@@ -209,7 +219,7 @@ def max_model_len(experiment: Experiment) -> int:
 def _pools(experiment: Experiment, policy: Policy) -> Sequence[Pool]:
     cluster = experiment.cluster
     if cluster.pools is not None:
-        source = "cluster.pools"
+        source = f"{experiment.origins.where('cluster.pools')}: cluster.pools"
         pools = [Pool(p.role, p.instances, p.tp, p.pp, p.gpu) for p in cluster.pools]
     else:
         source = f"policy {policy.name!r}"
@@ -221,6 +231,8 @@ def _pools(experiment: Experiment, policy: Policy) -> Sequence[Pool]:
             )
         pools = list(policy.pools(_cluster_info(experiment, tp)))
     _check_pools(pools, source, cluster.count)
+    if cluster.pools is not None:
+        _check_split(pools, policy, source)
     return pools
 
 
@@ -248,6 +260,21 @@ def _min_tp(experiment: Experiment) -> int:
         max_model_len=max_model_len(experiment),
         gpu_memory_utilization=experiment.engine.gpu_memory_utilization,
     )
+
+
+def _check_split(pools: Sequence[Pool], policy: Policy, source: str) -> None:
+    """Refuse split roles under a policy whose own layout never splits them.
+
+    Such a policy plans both phases on one instance: it would not take what was prefilled elsewhere,
+    or leave the decode instances without work.
+    """
+    split = sorted({pool.role for pool in pools if pool.instances} - {"mixed"})
+    if split and set(roles_of(policy)) <= {"mixed"}:
+        raise BadInput(
+            f"{source}: role {', '.join(split)}: policy {policy.name!r} prefills and decodes a "
+            "request on one instance; valid: mixed, or a policy that `bucketsim policies` lists "
+            "with prefill+decode"
+        )
 
 
 def _check_pools(pools: Sequence[Pool], source: str, count: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 import policies
 from sim.costs.library import list_profiles
 from sim.study.bibliography import ENTRIES, cited_in
-from sim.study.config import ABOUT
+from sim.study.config import ABOUT, NOTHING_ASKED
 from sim.study.policy_facts import section
 from sim.study.yaml_file import read_yaml
 from sim.types import BadInput
@@ -48,6 +49,9 @@ DATA_SETS = {
     "llmservingsim": ("cho2024llmservingsim",),
 }
 """Part of the name of a built-in source or a file, or format -> keys."""
+
+ENERGY = "gpu_energy_j"
+"""Figure of a summary that has energy."""
 
 POWER = {
     "phase": ("patel2024splitwise",),
@@ -91,7 +95,12 @@ def citations(folder: Path) -> Citations:
     if not paths:
         raise BadInput(f"{folder}: no config.yaml; expected a folder that run or compare wrote")
     configs = [_config(path) for path in paths]
-    found = {thing: keys for config in configs for thing, keys in _used(config)}
+    counted = [_has_energy(path.with_name("summary.json")) for path in paths]
+    found = {
+        thing: keys
+        for config, energy in zip(configs, counted, strict=True)
+        for thing, keys in _used(config, energy)
+    }
     used = {key for keys in found.values() for key in keys}
     return Citations(
         entries=(*(ENTRIES[key] for key in ENTRIES if key in used), _bucketsim(configs[0])),
@@ -108,7 +117,17 @@ def _config(path: Path) -> dict[str, Any]:
     return dict(config)
 
 
-def _used(config: Mapping[str, Any]) -> Found:
+def _has_energy(path: Path) -> bool:
+    """Whether a summary has figures of energy: it has where power is known, asked for or not."""
+    try:
+        summary = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(summary, dict) and ENERGY in summary
+
+
+def _used(config: Mapping[str, Any], energy: bool = False) -> Found:
+    """Yield what a result used; `energy`: it has figures of it."""
     yield from _policies(config["policy"])
     model = str(config["cluster"].get("model"))
     yield f"model {model}", [key for start, key in MODELS.items() if model.startswith(start)]
@@ -117,8 +136,8 @@ def _used(config: Mapping[str, Any]) -> Found:
     yield from _attention(config.get("engine") or {})
     if config.get("speculative"):
         yield from _speculation(config["speculative"])
-    if config.get("power"):
-        model = str(config["power"].get("model"))
+    if energy or config.get("power"):
+        model = str((config.get("power") or {}).get("model", NOTHING_ASKED.model))
         yield f"power model {model}", list(POWER.get(model, ()))
 
 

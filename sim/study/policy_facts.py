@@ -74,5 +74,9 @@ def _roles(policy: type[Policy]) -> str:
         config = policy.Config()
     except ValidationError:  # a parameter without a default
         return ""
-    pools = make(config).pools(ClusterInfo(EXAMPLE_GPUS, 1))
-    return "+".join(dict.fromkeys(pool.role for pool in pools))
+    return "+".join(roles_of(make(config)))
+
+
+def roles_of(policy: Policy) -> dict[str, None]:
+    """Return the roles of the instances that a policy lays out on four GPUs, in its order."""
+    return dict.fromkeys(pool.role for pool in policy.pools(ClusterInfo(EXAMPLE_GPUS, 1)))

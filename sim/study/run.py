@@ -21,8 +21,8 @@ from sim.costs.catalogue import model_named
 from sim.costs.model import StepCost
 from sim.study.build import Setup, build, settings
 from sim.study.config import Experiment, PolicyChoice, RunConfig, SloConfig
-from sim.study.notices import batch_notices, notices, warmup_notices
-from sim.study.power_config import capped
+from sim.study.notices import Tally, batch_notices, notices, tally, warmup_notices
+from sim.study.power import capped
 from sim.study.statistics.batch_means import with_batch_means
 from sim.study.statistics.metrics import Frame, Summary, steady_series, summarise
 from sim.study.statistics.precision import Precision
@@ -32,6 +32,7 @@ from sim.study.statistics.warmup import Warmup, warmup_of
 from sim.types import BadInput, CostModel, Trace
 from workloads import WorkloadConfig
 from workloads import build as build_workload
+from workloads.sources import check_sources, components, is_file
 
 STREAMS = ("lengths", "arrivals", "router", "failures", "acceptance")
 
@@ -50,7 +51,7 @@ class Replication:
         index: number of the replication.
         summary: its figures.
         record: its rows.
-        trace_notes: what reading or drawing the workload counted.
+        tally: what it has to tell (`sim.study.notices`).
         fingerprint: equal for equal requests.
         settled: whether the end of its warm-up (`summary["warmup_s"]`) was found.
         cpu_s: processor time of the simulation, seconds.
@@ -59,7 +60,7 @@ class Replication:
     index: int
     summary: Summary
     record: RunRecord
-    trace_notes: dict[str, Any]
+    tally: Tally
     fingerprint: str
     settled: bool
     cpu_s: float
@@ -166,11 +167,29 @@ def requests_of(experiment: Experiment, replication: int) -> Trace:
         np.random.default_rng(_stream(experiment, replication, name)) for name in STREAMS[:2]
     )
     trace = build_workload(experiment.workload, lengths, arrivals)
-    for name in experiment.slo.by:
-        if name not in trace.sources:
-            valid = ", ".join(trace.sources)
-            raise BadInput(f"slo.by.{name}: the workload has no such class; valid: {valid}")
+    _check_classes(experiment, trace.sources)
     return trace
+
+
+def check_workload(experiment: Experiment) -> None:
+    """Refuse sources, and classes of bounds, that do not exist; files are not opened for it.
+
+    Raises:
+        BadInput: one line with the name and what would be valid.
+    """
+    workload = experiment.workload
+    check_sources(workload)
+    if not any(is_file(name) for name in (workload.source, *(workload.mixture or ()))):
+        _check_classes(experiment, components(workload)[0])
+
+
+def _check_classes(experiment: Experiment, sources: Sequence[str]) -> None:
+    for name in experiment.slo.by:
+        if name not in sources:
+            where, valid = experiment.origins.where(f"slo.by.{name}"), ", ".join(sources)
+            raise BadInput(
+                f"{where}: slo.by.{name}: the workload has no such class; valid: {valid}"
+            )
 
 
 def saturation_rate(experiment: Experiment) -> float:
@@ -184,7 +203,7 @@ def saturation_rate(experiment: Experiment) -> float:
         "num_requests": SATURATION_REQUESTS,
         "duration_s": None,
     }
-    if _is_file(data["source"]):
+    if is_file(data["source"]):
         data |= {"source": "mixed", "mixture": {data["source"]: 1.0}}
         data |= {"prefix_blocks": None, "hash_block_tokens": None}
     full = replace(
@@ -203,12 +222,6 @@ def saturation_rate(experiment: Experiment) -> float:
     if last - first < 2:
         raise BadInput("workload: too few requests can be served to measure a saturation rate")
     return float((last - first) / (done[last - 1] - done[first - 1]))
-
-
-def _is_file(source: str) -> bool:
-    from workloads.sources import is_file
-
-    return is_file(source)
 
 
 # -- tasks --------------------------------------------------------------------------------------
@@ -315,7 +328,7 @@ def replicate(experiment: Experiment, choice: PolicyChoice, index: int) -> Repli
         index,
         summarise(record, frame(experiment, setup, warmup.end_s)),
         record,
-        dict(trace.notes),
+        tally(trace.notes, record),
         _fingerprint(trace),
         warmup.settled,
         cpu_s,
@@ -332,8 +345,7 @@ def _study(
     summary = aggregate([r.summary for r in done])
     notes = notices(
         setup.notes,
-        [r.trace_notes for r in done],
-        [r.record for r in done],
+        [r.tally for r in done],
         same_requests=len(done) > 1 and len({r.fingerprint for r in done}) == 1,
         saturation=summary["saturation"],
     )

@@ -27,7 +27,7 @@ from sim.costs.speculative import (
     PooledDrafters,
     SpeculativeCost,
 )
-from sim.study.speculative_config import PoolConfig, SpeculativeConfig
+from sim.study.config.speculative import PoolConfig, SpeculativeConfig
 from sim.types import BadInput, CostModel, DrafterRules, OneDrafter, Policy, Pool
 
 if TYPE_CHECKING:

@@ -158,7 +158,11 @@ class Policy(abc.ABC):
         return Fifo()
 
     def pools(self, cluster: ClusterInfo) -> Sequence[Pool]:
-        """Return the default layout: as many mixed instances as fit."""
+        """Return the default layout: as many mixed instances as fit.
+
+        A policy that lays out no prefill and decode instances on four GPUs is given none by
+        `cluster.pools` either.
+        """
         return [Pool("mixed", cluster.gpus // cluster.min_tp, tp=cluster.min_tp)]
 
     def route(self, request: Request, cluster: Cluster) -> N:

@@ -6,10 +6,13 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
 from sim.cli import main
+from sim.study.sweeps import task as sweep_task
+from sim.types import Deadlock
 
 CONFIG = """
 cluster: {gpu: a100-40gb, count: 2, model: llama-2-13b}
@@ -44,10 +47,11 @@ def cli(capsys):
 
 
 def test_dry_run_prints_the_tasks_and_a_time(cli, config, tmp_path):
-    status, out, _ = cli("sweep", config, "--dry-run", "--jobs", 2)
+    status, out, err = cli("sweep", config, "--dry-run", "--jobs", 2)
     assert status == 0
     assert "6 tasks, the first took" in out
     assert "with 2 at a time" in out
+    assert "derived, not measured on this hardware (3 of 3 points)" in err
     assert out.count("static") == 8
     assert not (tmp_path / "study-sweep").exists()
     status, out, _ = cli("sweep", config, "--dry-run", "--json")
@@ -92,24 +96,93 @@ def test_results_of_a_query(cli, config, tmp_path):
     assert err.startswith("bucketsim: error: --sql: Parser Error")
 
 
-def test_failures_are_told_and_exit_with_1(cli, config):
-    status, out, err = cli("sweep", config, "cluster.model=llama-2-70b", "--jobs", 1, "--out", "o")
+def failing(monkeypatch, fails):
+    """Make the tasks fail whose experiment `fails`."""
+    whole = sweep_task.replicate
+
+    def replicate(experiment, choice, index):
+        if fails(experiment):
+            raise Deadlock("nobody moves")
+        return whole(experiment, choice, index)
+
+    monkeypatch.setattr(sweep_task, "replicate", replicate)
+
+
+def test_failures_are_told_and_exit_with_1(cli, config, monkeypatch):
+    with monkeypatch.context() as patch:
+        failing(patch, lambda experiment: True)
+        status, out, err = cli("sweep", config, "--jobs", 1, "--out", "o")
     assert status == 1
     assert "failed: " in err
     assert "all 6 tasks failed; see o/failed.json" in err
-    status, out, err = cli(
-        "sweep",
-        config,
-        "sweep={cluster.pools: [null, [{instances: 9}]]}",
-        "--jobs",
-        1,
-        "--out",
-        "p",
-    )
+    with monkeypatch.context() as patch:
+        failing(patch, lambda experiment: experiment.policies[0].label == "static")
+        status, out, err = cli("sweep", config, "--jobs", 1, "--out", "p")
     assert status == 1
-    assert "9 GPUs wanted, cluster.count is 2" in err
-    assert "2 of 4 tasks failed (listed in p/failed.json); --resume runs them again" in err
+    assert "nobody moves" in err
+    assert "4 of 6 tasks failed (listed in p/failed.json); --resume runs them again" in err
     assert "continuous" in out
+
+
+def test_what_only_a_task_finds_wrong_with_the_input_exits_with_2(cli, config, tmp_path):
+    (tmp_path / "t.csv").write_text("arrived_at_s,prompt_tokens,output_tokens\n0,5,x\n")
+    sources = "sweep={workload.source: [alpaca, t.csv]}"
+    status, out, err = cli("sweep", config, sources, "--jobs", 1, "--out", "o")
+    assert status == 2
+    assert "bucketsim: error: 2 of 4 tasks failed" in err
+    assert "t.csv: row 2" in err
+    assert "alpaca" in out
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (
+            ("sweep={power.cap_w: [300, 50]}",),
+            "study.yaml: sweep: power.cap_w: 50 W is no cap for a100-40gb: idle it draws 63 W; "
+            "valid: above that, up to 400 W (at the point continuous, power.cap_w 50)",
+        ),
+        (
+            ("speculative={method: ngram, num_speculative_tokens: 2}",),
+            "study.yaml: speculative: policy 'static' runs static batches, which draft no tokens; "
+            "valid: policies that batch continuously (at the point static, "
+            "policy.max_batch_size 2)",
+        ),
+        (
+            ("sweep={cluster.pools: [null, [{instances: 9}]]}",),
+            "study.yaml: sweep: cluster.pools: 9 GPUs wanted, cluster.count is 2 (at the point "
+            "continuous, cluster.pools [{'instances': 9}])",
+        ),
+        (
+            ("sweep={slo.by.chat.ttft_ms: [100]}",),
+            "study.yaml: sweep: slo.by.chat: the workload has no such class; valid: alpaca (at the "
+            "point continuous, slo.by.chat.ttft_ms 100)",
+        ),
+        (
+            ("sweep={workload.source: [alpaca, alpacca]}",),
+            "(at the point continuous, workload.source 'alpacca')",
+        ),
+    ],
+)
+def test_a_point_that_cannot_run_is_named_before_anything_does(cli, config, overrides, said):
+    status, out, err = cli("sweep", config, *overrides, "--jobs", 1, "--out", "o")
+    assert (status, out, err.count("\n")) == (2, "", 1)
+    assert said in err
+    assert not Path("o").exists()
+
+
+def test_notices_are_told_once_with_the_points_they_are_about(cli, config):
+    cut = "sweep={workload.arrivals.rate: [1, 90], engine.max_model_len: [60, 4096]}"
+    status, _, err = cli("sweep", config, cut, "--jobs", 1, "--out", "o")
+    notes = [line for line in err.splitlines() if line.startswith("note: ")]
+    assert status == 0
+    assert len(notes) == 2
+    assert "derived, not measured on this hardware (4 of 4 points)" in notes[0]
+    assert notes[1].endswith("longer than max_model_len or than the memory holds (2 of 4 points)")
+    status, out, again = cli("results", "o", "--json")
+    assert again.splitlines() == notes
+    assert [f"note: {note}" for note in json.loads(out)["notes"]] == notes
+    assert int(notes[1].split()[1]) == sum(p["rejected"] * 2 for p in json.loads(out)["points"])
 
 
 def test_a_sweep_section_is_for_sweeps(cli, config):

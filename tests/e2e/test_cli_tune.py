@@ -17,6 +17,7 @@ workload:
   max_model_len: 2048
   arrivals: {process: poisson, rate: 2}
 slo: {ttft_ms: 200, tpot_ms: 60}
+engine: {max_model_len: 150}
 run: {replications: 2}
 sweep:
   policy.max_num_seqs: {low: 2, high: 256, log: true, integer: true}
@@ -56,6 +57,9 @@ def test_a_search_its_files_and_going_on(cli, config, tmp_path):
     assert content["num_trials"] == len(content["trials"]) == 6
     assert content["candidates"][0]["trial"] == 0
     assert ("failed: 1 x" in err) is (content["num_failed"] > 0)
+    (rejected,) = [note for note in content["notes"] if "requests were rejected" in note]
+    assert f"({6 - content['num_failed']} of {6 - content['num_failed']} trials)" in rejected
+    assert f"note: {rejected}" in err
 
     chosen = [c for c in content["candidates"] if c["chosen"]]
     assert [c["config"] for c in chosen] == [f"trial-{c['trial']}.yaml" for c in chosen]

@@ -11,6 +11,7 @@ from policies.bucketserve import Bucketserve, BucketserveConfig
 from policies.continuous import Continuous, ContinuousConfig
 from policies.distserve import Distserve, DistserveConfig
 from sim.core.pipeline import Pipeline
+from sim.core.records import KINDS
 from sim.core.simulation import simulate
 from sim.core.spec import InstanceSpec, Settings
 from sim.costs.simple import AffineCost
@@ -179,6 +180,31 @@ def test_a_pull_in_mid_span_takes_the_room_to_grow():
         near(record["transfer_start_s"], 1.0, 7.0)
         near(record["finish_s"], 16.0, 13.0)
         assert record["preemptions"].tolist() == [1, 0]
+
+
+def test_a_pull_in_mid_span_that_leaves_no_room_to_grow_ends_it():
+    # As before, but this policy pulls whenever the prompt itself fits, and 202 blocks are there: B,
+    # pulled at 7 s, takes the last that A (102 tokens cached, 3 emitted) would grow into. A's span
+    # of 5 to 12 s ends after two steps, and A is evicted.
+    class Greedy(Distserve):
+        def can_accept(self, view, request):
+            return view.blocks_for(request.prefilled) <= view.free_blocks
+
+    requests = trace((0, 100, 8), (5.05, 100, 3))
+    found = []
+    for fuse in (True, False):
+        policy = Greedy(DistserveConfig(padded=False, ready_threshold=1.0))
+        settings = Settings(fuse_steps=fuse, link_bytes_per_s=0.25 * GB)
+        specs = [spec("prefill"), spec("decode", 202)]
+        record = simulate(requests, policy, specs, settings)
+        near(record.requests["transfer_start_s"], 1.0, 7.0)
+        assert record.requests["preemptions"].tolist() == [1, 0]
+        decodes = record.steps[record.steps["kind"] == KINDS.index("decode")]
+        near(decodes["start_s"][:1], 5.0)
+        found.append((int(decodes["n_steps"].sum()), record.requests["finish_s"].tolist()))
+        if fuse:
+            assert decodes["n_steps"][0] == 2
+    assert found[0] == found[1]
 
 
 def test_a_pipeline_of_two_stages():

@@ -1,5 +1,7 @@
 import pytest
 
+import policies
+from sim.core.simulation import simulate
 from sim.study.build import build, max_model_len, settings
 from sim.study.config import resolve
 from sim.study.run import requests_of
@@ -159,10 +161,42 @@ def test_a_pipeline_is_one_lane_a_stage():
     assert whole.total_blocks // 2 == lanes.specs[0].total_blocks
 
 
+SPLIT = [{"role": "decode", "instances": 1}, {"role": "prefill", "instances": 2}]
+SPLITTING = {"bucketserve", "bucketserve-optimal", "deadline-batch", "distserve", "splitwise"}
+"""The built-in policies that may run on split pools (`smdp`: as it is configured)."""
+
+
 def test_instances_stand_in_the_order_prefill_mixed_decode():
-    pools = [{"role": "decode", "instances": 1}, {"role": "prefill", "instances": 2}]
-    roles = [spec.role for spec in built(cluster={"pools": pools}).specs]
+    roles = [spec.role for spec in built(cluster={"pools": SPLIT}, policy="distserve").specs]
     assert roles == ["prefill", "prefill", "decode"]
+
+
+@pytest.mark.parametrize("name", policies.names())
+def test_split_pools_are_for_policies_that_split(name):
+    if name in SPLITTING:
+        assert len(built(cluster={"pools": SPLIT}, policy=name).instances) == 3
+        return
+    with pytest.raises(BadInput) as error:
+        built(cluster={"pools": SPLIT}, policy=name)
+    assert str(error.value) == (
+        f"test: cluster.pools: role decode, prefill: policy '{name}' prefills and decodes a "
+        "request on one instance; valid: mixed, or a policy that `bucketsim policies` lists with "
+        "prefill+decode"
+    )
+
+
+def test_a_policy_splits_as_it_is_configured():
+    setup = built(cluster={"pools": SPLIT}, policy={"name": "smdp", "applies_to": "prefill"})
+    assert len(setup.instances) == 3
+
+
+@pytest.mark.parametrize("name", sorted(SPLITTING))
+def test_policies_that_split_run_on_mixed_instances_too(name):
+    chosen = experiment(cluster={"pools": [{"instances": 2}]}, policy=name)
+    setup = build(chosen, chosen.policies[0])
+    trace = requests_of(chosen, 0)
+    record = simulate(trace, setup.policy, setup.specs, settings(chosen, setup.policy, trace, 0))
+    assert set(record.requests["status"]) == {"finished"}
 
 
 @pytest.mark.parametrize(

@@ -215,3 +215,22 @@ def test_what_is_told_of_the_runs_there():
     assert "0.85, below 0.9: it falls steeply; 1 requests/s" in note
     assert "no rate tried" in _notes_there(curve[1], curve[1:], target)[0]
     assert "backlogged" in _notes_there(point(1, 0.95, "backlogged"), curve, target)[0]
+    rejecting = replace(curve[0], notes=("3 requests were rejected",))
+    assert _notes_there(rejecting, curve, target) == ["at its capacity, 3 requests were rejected"]
+
+
+def test_no_policy_runs_before_all_can(monkeypatch):
+    monkeypatch.setattr("sim.study.capacity.search.saturation_rate", None)
+    data = {
+        "cluster": {"gpu": "a100-80gb", "count": 1, "model": "opt-13b", "profile": "roofline"},
+        "policy": ["continuous", "static"],
+        "speculative": {"method": "ngram", "num_speculative_tokens": 2},
+        "workload": {
+            "source": "alpaca",
+            "num_requests": 5,
+            "arrivals": {"process": "poisson", "rate": 1},
+        },
+        "slo": {"ttft_ms": 100},
+    }
+    with pytest.raises(BadInput, match="policy 'static' runs static batches"):
+        capacities(resolve(data, "c.yaml"), Target(0.9))

@@ -12,8 +12,8 @@ from sim.costs.library import list_profiles
 from sim.costs.power import PowerModel
 from sim.study.bibliography import BIBTEX, ENTRIES, MARKS, cited_in, marks
 from sim.study.citations import DATA_SETS, DRAFTING, MODELS, POWER, _of_data, _used
+from sim.study.config import SpeculativeConfig
 from sim.study.policy_facts import policy_facts, section, short_reference
-from sim.study.speculative_config import SpeculativeConfig
 from workloads.lengths.tables import table_names
 from workloads.read import format_names
 
@@ -103,9 +103,12 @@ def test_drafts_and_attention_are_cited():
     assert not [thing for thing, _ in plain if thing.startswith(("drafts", "attention"))]
 
 
-def test_power_is_cited_if_asked_for():
+def test_power_is_cited_if_asked_for_or_counted():
     config = BARE
     assert not any(thing.startswith("power") for thing, _ in _used(config))
+    assert dict(_used(config, energy=True))["power model logistic"] == list(POWER["logistic"])
+    mfu = dict(_used(config | {"power": {"model": "mfu"}}, energy=True))
+    assert mfu["power model mfu"] == list(POWER["mfu"])
     asked = dict(_used(config | {"power": {"model": "logistic"}}))
     assert asked["power model logistic"] == ["patel2024splitwise", "vllmsemanticrouter"]
     assert set(POWER) == set(get_args(PowerModel))

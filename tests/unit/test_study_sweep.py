@@ -112,7 +112,7 @@ def test_a_policy_from_outside_with_new_content_is_another_task(tmp_path, monkey
     monkeypatch.setattr(policies, "entry_points", lambda group: [OwnEntry()])
     monkeypatch.syspath_prepend(tmp_path)
     own = tmp_path / "own_policy.py"
-    own.write_text("from policies.base import *\n\nclass Own(Policy):\n    Config = Config\n")
+    own.write_text("from policies.continuous import Continuous\n\n\nclass Own(Continuous): ...\n")
     config = write_config(tmp_path, "{policy.name: [own, continuous]}")
     before = set(plan_sweep(config).tasks)
     own.write_text(own.read_text() + "# edited\n")
@@ -191,13 +191,13 @@ def test_no_flipped_bit_goes_unnoticed(tmp_path, out):
     sweep_into(out, write_config(tmp_path, "{run.seed: [1]}"))
     (path,) = (out / "shards").iterdir()
     content = path.read_bytes()
-    row = repr(shards.read_shard(out, path.stem))
+    row = repr(shards.read_told(out, path.stem))
     for at in range(0, len(content), 61):
         damaged = bytearray(content)
         damaged[at] ^= 4
         path.write_bytes(damaged)
         try:
-            assert repr(shards.read_shard(out, path.stem)) == row, at
+            assert repr(shards.read_told(out, path.stem)) == row, at
         except (shards.CorruptShard, BadInput):
             continue
 

@@ -40,6 +40,7 @@ from sim.study.capacity.attainment import (
 )
 from sim.study.capacity.crossing import LARGEST_STEP, Crossing, Span, crossing
 from sim.study.config import Experiment, PolicyChoice
+from sim.study.notices import Tally, added, lines_of
 from sim.study.run import replicate, requests_of, saturation_rate
 from sim.study.statistics.stability import STABLE
 from sim.study.statistics.stats import Interval, aggregate, student_t
@@ -74,10 +75,12 @@ class Point:
     Attributes:
         rate_per_s: requests per second.
         figures: means and intervals, keys as in `summary.json`.
+        notes: what the runs have to tell (`sim.study.notices`).
     """
 
     rate_per_s: float
     figures: Mapping[str, Any]
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -156,6 +159,8 @@ def capacities(
     notes = tuple(requests_notes(experiment))
     experiment = rated(experiment)
     alone = [replace(experiment, policies=(choice,)) for choice in experiment.policies]
+    for e in alone:  # what cannot be laid out is refused before anything runs
+        build(e, e.policies[0])
     count = experiment.run.replications
     told = Told(progress, len(alone) * (1 + count * (1 + len({*curve, 1.0}))))
     saturation = list(told(calls(saturation_rate, [(e,) for e in alone], jobs)))
@@ -228,9 +233,10 @@ def _near(first: Crossing, span: Span) -> Span:
     return replace(span, start_per_s=first.rate_per_s, step=CLOSE)
 
 
-def figures_at(experiment: Experiment, index: int) -> dict[str, Any]:
-    """Return the summary of one replication of the only policy."""
-    return replicate(experiment, experiment.policies[0], index).summary
+def figures_at(experiment: Experiment, index: int) -> tuple[dict[str, Any], Tally]:
+    """Return summary and tally of one replication of the only policy."""
+    found = replicate(experiment, experiment.policies[0], index)
+    return found.summary, found.tally
 
 
 def _curves(
@@ -248,14 +254,16 @@ def _curves(
         for rate in of
         for i in range(e.run.replications)
     ]
-    summaries = told(calls(figures_at, tasks, jobs))
+    runs = told(calls(figures_at, tasks, jobs))
     return [
-        [
-            Point(rate, aggregate([next(summaries) for _ in range(e.run.replications)]))
-            for rate in of
-        ]
+        [_point(rate, [next(runs) for _ in range(e.run.replications)]) for rate in of]
         for e, of in zip(alone, rates, strict=True)
     ]
+
+
+def _point(rate_per_s: float, runs: Sequence[tuple[dict[str, Any], Tally]]) -> Point:
+    notes = lines_of(added([tally for _, tally in runs]), len(runs))
+    return Point(rate_per_s, aggregate([summary for summary, _ in runs]), tuple(notes))
 
 
 # -- results ------------------------------------------------------------------------------------
@@ -323,7 +331,8 @@ def _notes_there(point: Point | None, curve: Sequence[Point], target: Target) ->
     """Return what the runs at the capacity and around it say about it."""
     if point is None:
         return []
-    notes = growth_notes(point.figures, "at its capacity")
+    notes = [f"at its capacity, {note}" for note in point.notes]
+    notes += growth_notes(point.figures, "at its capacity")
     goal = target.attainment
     share = {p.rate_per_s: lowest_share(p.figures, target.every_class) for p in (*curve, point)}
     mean = share[point.rate_per_s]

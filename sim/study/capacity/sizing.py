@@ -46,6 +46,7 @@ from sim.study.capacity.layouts import Layout, Pools, judged, measured
 from sim.study.capacity.search import growth_notes
 from sim.study.capacity.spares import Spares, never_failing, spares
 from sim.study.config import Experiment, PolicyChoice, PoolConfig
+from sim.study.notices import added, lines_of
 from sim.study.policy_facts import policy_facts
 from sim.study.run import replicate, saturation_rate
 from sim.study.statistics.stats import aggregate
@@ -246,9 +247,10 @@ def sized(
     ]
     told, figures = [*notes], None
     if best is not None:
-        figures = _figures(on_pools(experiment, best.pools))
+        figures, notices = _figures(on_pools(experiment, best.pools))
         told += build(on_pools(experiment, best.pools), experiment.policies[0]).notes
         told += _sizing_notes(experiment, demand, best, fewer)
+        told += [f"at the rate, {notice}" for notice in notices]
         told += growth_notes(figures, "at the rate")
     return Sized(
         choice=experiment.policies[0],
@@ -263,11 +265,12 @@ def sized(
     )
 
 
-def _figures(experiment: Experiment) -> Mapping[str, Any]:
-    choice = experiment.policies[0]
-    return aggregate(
-        [replicate(experiment, choice, i).summary for i in range(experiment.run.replications)]
-    )
+def _figures(experiment: Experiment) -> tuple[Mapping[str, Any], list[str]]:
+    """Return means and intervals over the replications, and what their runs have to tell."""
+    choice, count = experiment.policies[0], experiment.run.replications
+    runs = [replicate(experiment, choice, i) for i in range(count)]
+    notices = lines_of(added([r.tally for r in runs]), count)
+    return aggregate([r.summary for r in runs]), notices
 
 
 def _plenty(experiment: Experiment, demand: Demand) -> Experiment:

@@ -16,7 +16,7 @@ from sim.study.build import Setup, build, settings
 from sim.study.config import COMMAND_LINE, Experiment, Origins, overridden, resolve
 from sim.study.fidelity.engine_file import Settings, from_arguments
 from sim.study.fidelity.measured import Floats, Measured
-from sim.study.notices import notices
+from sim.study.notices import notices, tally
 from sim.study.run import router_seed
 from sim.study.statistics.clock import CLIENT, Clock
 from sim.types import BadInput
@@ -113,7 +113,7 @@ def replay(measured: Measured, experiment: Experiment) -> Replayed:
     latency = simulated_latency_ms(record.requests, experiment.engine.clock)
     last = float(np.nanmax(record.requests["finish_s"], initial=0.0))
     first = float(np.nanmin(record.requests["arrival_s"], initial=np.inf))
-    told = notices(setup.notes, [{}], [record], same_requests=False, saturation="stable")
+    told = notices(setup.notes, [tally({}, record)], same_requests=False, saturation="stable")
     told = tuple(note for note in told if "a formula's guess" not in note)
     return Replayed(
         measured=measured,

@@ -26,6 +26,7 @@ from pydantic import Field
 
 from sim.study.capacity.attainment import ALL
 from sim.study.config import set_key
+from sim.study.config.section import Section
 from sim.study.paper.recipes import Overrides, PaperSet, read_section
 from sim.study.paper.studies import (
     ENGINES,
@@ -49,7 +50,6 @@ from sim.study.paper.units import (
     offline_unit,
     run_units,
 )
-from sim.study.section import Section
 from sim.study.statistics.stats import Interval, student_t
 from sim.study.validation import unknown_key
 from sim.types import BadInput

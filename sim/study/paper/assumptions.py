@@ -15,9 +15,9 @@ from typing import Any, Literal
 import numpy as np
 from pydantic import Field, model_validator
 
+from sim.study.config.section import Section
 from sim.study.paper.recipes import Overrides, Overriding
 from sim.study.paper.verdict import JOINT
-from sim.study.section import Section
 from sim.study.validation import unknown_key, validate
 from sim.study.yaml_file import read_yaml
 from sim.types import BadInput

@@ -20,6 +20,7 @@ from pydantic import Field
 import policies as registry
 from sim.study.capacity.attainment import ALL
 from sim.study.config import PoolConfig, set_key
+from sim.study.config.section import Section
 from sim.study.paper.recipes import Overrides, PaperSet, read_section
 from sim.study.paper.studies import (
     ENGINES,
@@ -35,7 +36,6 @@ from sim.study.paper.studies import (
 )
 from sim.study.paper.units import COST_OF_SEARCH, Checks, Found, Progress, checks, crossing_in
 from sim.study.policy_facts import policy_facts
-from sim.study.section import Section
 from sim.study.statistics.stats import Interval, student_t
 from sim.study.validation import unknown_key
 from sim.types import BadInput

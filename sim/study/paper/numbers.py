@@ -15,8 +15,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
+from sim.study.config.section import Section
 from sim.study.paper.verdict import Claimed, Side
-from sim.study.section import Section
 from sim.study.validation import validate
 from sim.study.yaml_file import read_yaml
 from sim.types import BadInput

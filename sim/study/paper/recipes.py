@@ -26,7 +26,7 @@ from pydantic import Field, field_validator
 import policies as registry
 import sim
 from sim.study.config import KEYS, set_key
-from sim.study.section import Section
+from sim.study.config.section import Section
 from sim.study.sweeps.config import SECTION, SweepConfig, SweepOptions
 from sim.study.sweeps.shards import Task
 from sim.study.sweeps.sweep import Sweep, SweepPoint, plan_data

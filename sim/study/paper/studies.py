@@ -26,9 +26,9 @@ from sim.study.capacity.attainment import BOUNDS
 from sim.study.capacity.crossing import LARGEST_STEP, Span
 from sim.study.capacity.search import CLOSE
 from sim.study.config import Experiment, resolve, set_key
+from sim.study.config.section import Section
 from sim.study.paper.recipes import Overriding, PaperSet, config_of
 from sim.study.paper.units import Found, Progress, Unit, crossing_in, run_units, search_unit
-from sim.study.section import Section
 from sim.study.statistics.metrics import MS_PER_S
 from sim.types import BadInput
 

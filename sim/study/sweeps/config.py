@@ -26,7 +26,7 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from sim.study.config import KEYS
-from sim.study.section import Section
+from sim.study.config.section import Section
 from sim.study.validation import shown, unknown_key, validate
 from sim.types import BadInput
 

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sim.study.notices import by_point, of_study
 from sim.study.statistics.stats import aggregate
-from sim.study.sweeps.shards import CorruptShard, read_shard
+from sim.study.sweeps.shards import CorruptShard, Told, read_told
 from sim.study.sweeps.sweep import MANIFEST
 from sim.types import BadInput
 
@@ -32,11 +33,13 @@ class SweepResults:
         folder: of the sweep.
         manifest: content of its `sweep.json`.
         rows: of the finished tasks, by name.
+        told: what they have to tell beside, by name.
     """
 
     folder: Path
     manifest: Mapping[str, Any]
     rows: Mapping[str, Row]
+    told: Mapping[str, Told]
 
     @property
     def points(self) -> Sequence[Mapping[str, Any]]:
@@ -69,10 +72,13 @@ def read_results(folder: Path) -> SweepResults:
     except ValueError as error:
         raise BadInput(f"{path}: not JSON: {error}") from None
     rows: dict[str, Row] = {}
-    found = SweepResults(folder, manifest, rows)
+    told: dict[str, Told] = {}
+    found = SweepResults(folder, manifest, rows, told)
     for name in found.tasks:
         try:
-            rows[name] = read_shard(folder, name)
+            rows[name], kept = read_told(folder, name)
+            if kept is not None:
+                told[name] = kept
         except FileNotFoundError:
             continue
         except CorruptShard as error:
@@ -107,6 +113,23 @@ def point_summaries(found: SweepResults) -> list[Row]:
         about = {"policy": rows[0]["policy"], "label": point["label"], "values": point["values"]}
         summaries.append(about | aggregate(figures))
     return summaries
+
+
+def sweep_notices(found: SweepResults, summaries: Sequence[Row]) -> tuple[str, ...]:
+    """Return what a reader must be told of a sweep, each line with the points it is about.
+
+    Args:
+        found: the finished tasks.
+        summaries: their `point_summaries`.
+    """
+    finished = [p for p in found.points if any(name in found.rows for name in p["tasks"])]
+    tallies = []
+    for point, summary in zip(finished, summaries, strict=True):
+        told = [found.told[name] for name in point["tasks"] if name in found.told]
+        same = len(told) > 1 and len({of.requests for of in told}) == 1
+        of_runs = of_study([dict(of.tally) for of in told], same, summary["saturation"])
+        tallies.append(dict.fromkeys(point.get("notes", ()), 0) | of_runs)
+    return by_point(tallies)
 
 
 def query(folder: Path, sql: str) -> tuple[list[str], list[tuple[Any, ...]]]:

@@ -1,9 +1,10 @@
 """Shards: one Parquet file with one row for each task of a sweep.
 
 A row holds the policy, the replication, the swept values and every figure of the replication; the
-figures of the classes are JSON text in the column `classes`. The metadata holds the resolved config
-and the versions. A shard is named by the hash of what it is the result of, is written aside and
-renamed, and has no time in it: the same task gives the same bytes on any machine.
+figures of the classes are JSON text in the column `classes`. The metadata holds the resolved
+config, the versions and what the task has to tell. A shard is named by the hash of what it is the
+result of, is written aside and renamed, and has no time in it: the same task gives the same bytes
+on any machine.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import hashlib
 import io
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +51,19 @@ class Task:
     name: str
 
 
+@dataclass(frozen=True)
+class Told:
+    """What a task has to tell beside its figures.
+
+    Attributes:
+        tally: text -> how often (`sim.study.notices`).
+        requests: equal for equal requests.
+    """
+
+    tally: Mapping[str, int]
+    requests: str
+
+
 class CorruptShard(Exception):
     """A shard that cannot be read or is not what its name says."""
 
@@ -67,7 +81,7 @@ def shard_path(folder: Path, name: str) -> Path:
     return folder / FOLDER / f"{name}.parquet"
 
 
-def shard_bytes(task: Task, summary: Summary) -> bytes:
+def shard_bytes(task: Task, summary: Summary, told: Told) -> bytes:
     """Return the content of a task's shard."""
     import pyarrow as pa  # type: ignore[import-untyped,unused-ignore]
     import pyarrow.parquet as pq  # type: ignore[import-untyped,unused-ignore]
@@ -82,6 +96,8 @@ def shard_bytes(task: Task, summary: Summary) -> bytes:
         "values": task.values,
         "files": task.files,
         "row": _hash(row),
+        "told": asdict(told),
+        "told_hash": _hash(asdict(told)),
     }
     sink = io.BytesIO()
     options = {"compression": "none", "use_dictionary": False, "write_statistics": False}
@@ -109,12 +125,25 @@ def read_shard(folder: Path, name: str) -> dict[str, Any]:
         BadInput: another version wrote it.
         FileNotFoundError: it is not there.
     """
+    return read_told(folder, name)[0]
+
+
+def read_told(folder: Path, name: str) -> tuple[dict[str, Any], Told | None]:
+    """Return the row of a shard, and what its task has to tell; None: it was not kept.
+
+    Raises:
+        CorruptShard: it cannot be read, or is not the result of the task it is named after.
+        BadInput: another version wrote it.
+        FileNotFoundError: it is not there.
+    """
     path = shard_path(folder, name)
     try:
         about, rows = _read(path)
+        told = about.get("told")
         version, schema = about["version"], about["schema"]
         found = _name(_compact(about["config"]), *(about[key] for key in IDENTITY))
         intact = len(rows) == 1 and _hash(rows[0]) == about["row"]
+        intact = intact and about.get("told_hash") == (None if told is None else _hash(told))
     except FileNotFoundError:
         raise
     except Exception as error:  # a damaged file can make its readers fail in any way
@@ -128,7 +157,7 @@ def read_shard(folder: Path, name: str) -> dict[str, Any]:
         raise CorruptShard("not the result of the task it is named after")
     if not intact:
         raise CorruptShard("its figures are not those that were written")
-    return rows[0]
+    return rows[0], None if told is None else Told(told["tally"], told["requests"])
 
 
 def _read(path: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:

@@ -20,15 +20,16 @@ from typing import Any
 import yaml
 
 from sim import __version__
-from sim.costs.catalogue import gpu_named, model_named
+from sim.study.build import build
 from sim.study.config import ABOUT, Experiment, Origins, overridden, read_config, resolve
 from sim.study.files import output_folder, write_json, write_text
 from sim.study.output import peak_rss_bytes
 from sim.study.policy_facts import own_file
 from sim.study.provenance import git_revision
+from sim.study.run import check_workload
 from sim.study.sweeps.backends import Backend
 from sim.study.sweeps.config import SECTION, SweepConfig, sweep_config
-from sim.study.sweeps.points import Point, points
+from sim.study.sweeps.points import POLICY, POLICY_NAME, Point, points
 from sim.study.sweeps.shards import (
     FOLDER,
     CorruptShard,
@@ -39,8 +40,9 @@ from sim.study.sweeps.shards import (
     write_shard,
 )
 from sim.study.sweeps.task import OWN, TOKEN, Job, Outcome, file_hash, packages, shard_of
+from sim.study.validation import shown
 from sim.types import BadInput, SimulationError
-from workloads.sources import check_sources, is_file
+from workloads.sources import is_file
 
 MANIFEST = "sweep.json"
 FAILED = "failed.json"
@@ -62,6 +64,7 @@ class SweepPoint:
         cell: number of its policy and grid point.
         varied: the keys whose ranges apply to it.
         tasks: names of its tasks, one a replication.
+        notes: what a reader must be told about its config.
     """
 
     label: str
@@ -69,6 +72,7 @@ class SweepPoint:
     cell: int
     varied: tuple[str, ...]
     tasks: tuple[str, ...]
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -163,9 +167,12 @@ def plan_data(data: dict[str, Any], source: str, indices: bool = False) -> Sweep
 
 def _planned(point: Point, source: str, tasks: dict[str, Task]) -> SweepPoint:
     """Validate a point, add its tasks to `tasks`, and return what is kept of it."""
-    experiment = resolve(point.data, source)
-    model_named(experiment.cluster.model), gpu_named(experiment.cluster.gpu)
-    check_sources(experiment.workload)
+    try:
+        experiment = resolve(point.data, source, swept=point.values)
+        notes = build(experiment, experiment.policies[0]).notes
+        check_workload(experiment)
+    except BadInput as error:
+        raise BadInput(f"{error} (at the point {_shown(point)})") from None
     config = experiment.resolved()
     replications = config["run"].pop("replications")
     files = {path: file_hash(path) for path in result_files(experiment)}
@@ -174,7 +181,15 @@ def _planned(point: Point, source: str, tasks: dict[str, Task]) -> SweepPoint:
         task = new_task(config, replication, point.values, files)
         names.append(tasks.setdefault(task.name, task).name)
     label = experiment.policies[0].label
-    return SweepPoint(label, point.values, point.cell, point.varied, tuple(names))
+    return SweepPoint(label, point.values, point.cell, point.varied, tuple(names), notes)
+
+
+def _shown(point: Point) -> str:
+    """Return what tells a point from the others, in a line."""
+    policy = {key: point.data[POLICY].get(key) for key in ("label", "name")}
+    label = policy["label"] or policy["name"]
+    values = {key: value for key, value in point.values.items() if key != POLICY_NAME}
+    return ", ".join([str(label), *(f"{key} {shown(value)}" for key, value in values.items())])
 
 
 def result_files(experiment: Experiment) -> list[str]:
@@ -291,6 +306,7 @@ def manifest(sweep: Sweep) -> dict[str, Any]:
                 "cell": point.cell,
                 "varied": point.varied,
                 "tasks": point.tasks,
+                "notes": point.notes,
             }
             for point in sweep.points
         ],

@@ -15,11 +15,12 @@ from pathlib import Path
 
 from sim import __version__
 from sim.study.config import Experiment, resolve
+from sim.study.notices import UNSETTLED
 from sim.study.output import peak_rss_bytes
 from sim.study.policy_facts import own_file
 from sim.study.provenance import PACKAGES
 from sim.study.run import replicate
-from sim.study.sweeps.shards import Task, shard_bytes, write_shard
+from sim.study.sweeps.shards import Task, Told, shard_bytes, write_shard
 from sim.types import BadInput, SimulationError
 
 OWN = "policy:"
@@ -55,6 +56,7 @@ class Outcome:
     Attributes:
         name: of the task.
         error: why it failed, one line; None: it did not.
+        refused: whether it failed for something that the user gave.
         trace: traceback, of an error nobody foresaw.
         content: the shard, if the worker does not see the sweep's folder.
         unwritten: why the shard could not be written.
@@ -65,6 +67,7 @@ class Outcome:
 
     name: str
     error: str | None = None
+    refused: bool = False
     trace: str | None = None
     content: bytes | None = None
     unwritten: str | None = None
@@ -83,11 +86,12 @@ def run_task(job: Job, task: Task) -> Outcome:
     """Run a task and write its shard; errors are part of the outcome."""
     began = time.perf_counter()
     content = unwritten = error = trace = None
+    refused = False
     try:
         _check_node(job, task)
         content = shard_of(job, task)
     except (BadInput, SimulationError) as known:
-        error = str(known)
+        error, refused = str(known), isinstance(known, BadInput)
     except Exception as unknown:
         error = f"{type(unknown).__name__}: {unknown}"
         trace = traceback.format_exc()
@@ -99,7 +103,7 @@ def run_task(job: Job, task: Task) -> Outcome:
         content = None
     wall_s = time.perf_counter() - began
     return Outcome(
-        task.name, error, trace, content, unwritten, wall_s, os.getpid(), peak_rss_bytes()
+        task.name, error, refused, trace, content, unwritten, wall_s, os.getpid(), peak_rss_bytes()
     )
 
 
@@ -112,12 +116,15 @@ def shard_of(job: Job, task: Task) -> bytes:
     """Simulate a task and return its shard."""
     experiment = experiment_of(job, task)
     replication = replicate(experiment, experiment.policies[0], task.replication)
-    return shard_bytes(task, replication.summary)
+    told = dict(replication.tally)
+    if not replication.settled:
+        told[UNSETTLED] = 1
+    return shard_bytes(task, replication.summary, Told(told, replication.fingerprint))
 
 
 def experiment_of(job: Job, task: Task) -> Experiment:
     """Return what a task simulates."""
-    return resolve(json.loads(task.config), job.source)
+    return resolve(json.loads(task.config), job.source, swept=task.values)
 
 
 def file_hash(path: str) -> str:

@@ -25,11 +25,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from sim.study.build import build
 from sim.study.capacity.attainment import Target, at_rate
 from sim.study.config import Experiment
+from sim.study.notices import by_point
 from sim.study.run import requests_of
 from sim.study.statistics.stats import Interval, student_t
-from sim.study.tuning.space import Space
+from sim.study.tuning.space import Space, resolved
 from sim.study.tuning.trials import (
     Failed,
     Measured,
@@ -166,7 +168,7 @@ def tune(
         )
     candidates = _again(space, trials, made)
     repeated = count - len({made.name(t.data, _seen(space)) for t in trials})
-    notes = (*space.notes, *_notes(space, how, load, candidates))
+    notes = (*space.notes, *_notes(space, how, load, candidates), *_told(space, trials))
     return Tuning(space, how, load, trials, repeated, candidates, notes)
 
 
@@ -320,6 +322,19 @@ def _notes(space: Space, how: Yardstick, load: float, candidates: Sequence[Candi
             "search, and do not show how the front does on others"
         )
     return notes
+
+
+def _told(space: Space, trials: Sequence[Trial]) -> tuple[str, ...]:
+    """Return what configs and runs of the trials have to tell, with how many of them do."""
+    tallies = []
+    for trial in trials:
+        if isinstance(trial.result, Failed):
+            continue
+        # the baseline's data has the defaults written out: who set what is known before that
+        chosen = space.baseline if trial.number == 0 else resolved(trial.data, space.source)
+        notes = build(chosen, chosen.policies[0]).notes
+        tallies.append(dict.fromkeys(notes, 0) | trial.measured.tally)
+    return by_point(tallies, "trials")
 
 
 def _same_requests(experiment: Experiment, rate_per_s: float) -> bool:

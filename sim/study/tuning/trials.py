@@ -6,7 +6,7 @@ import hashlib
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from sim.study.capacity.crossing import Span
 from sim.study.capacity.search import CLOSE, capacities, crossing_of, figures_at, wide_span
 from sim.study.config import Experiment
 from sim.study.files import json_text, output_folder, write_text
+from sim.study.notices import Tally, added
 from sim.study.sweeps.sweep import result_files
 from sim.study.sweeps.task import file_hash, packages
 from sim.study.tasks import calls
@@ -58,12 +59,14 @@ class Measured:
         p99_ttft_ms: of each replication, at the common rate.
         open: whether a replication reaches the target at every rate tried.
         unserved: share of the requests at the common rate that do not finish.
+        tally: what the runs at the common rate have to tell (`sim.study.notices`).
     """
 
     capacity_per_s: tuple[float, ...]
     p99_ttft_ms: tuple[float, ...]
     open: bool
     unserved: float
+    tally: Tally = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -101,7 +104,8 @@ def measure(experiment: Experiment, how: Yardstick, indices: Sequence[int]) -> M
     """
     crossings = [crossing_of(experiment, i, how.target, how.span) for i in indices]
     there = at_rate(experiment, how.rate_per_s)
-    figures = [figures_at(there, i) for i in indices]
+    runs = [figures_at(there, i) for i in indices]
+    figures = [summary for summary, _ in runs]
     ttft = tuple(float(f["p99_ttft_ms"]) for f in figures)
     if not all(map(math.isfinite, ttft)):
         raise SimulationError(f"no request gets a first token at {how.rate_per_s:.4g} requests/s")
@@ -111,6 +115,7 @@ def measure(experiment: Experiment, how: Yardstick, indices: Sequence[int]) -> M
         ttft,
         any(c.open for c in crossings),
         failed / (failed + completed),
+        added([tally for _, tally in runs]),
     )
 
 
@@ -181,6 +186,7 @@ class Measurements:
                 tuple(content["p99_ttft_ms"]),
                 bool(content["open"]),
                 float(content["unserved"]),
+                dict(content.get("tally", {})),
             )
         except (OSError, ValueError, KeyError, TypeError):
             return False

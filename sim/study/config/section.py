@@ -1,4 +1,4 @@
-"""The base of the config's sections."""
+"""What every section of a config is."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The `speculative` section of a config: tokens drafted, and verified several a step.
+"""The `speculative` section: tokens drafted, and verified several a step.
 
 Names and values are those of vLLM's `speculative_config` where there are any.
 """
@@ -7,10 +7,11 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from sim.core.drafting import PRIOR_RATE, WINDOW_ROUNDS
 from sim.core.spec import MOST_DRAFTS
+from sim.study.config.section import Section
 
 Rate = Annotated[float, Field(ge=0, le=1)]
 
@@ -30,11 +31,7 @@ NGRAM_RATES = {
 the lengths of SpecDecode-Bench, 2601.11580)."""
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-
-class AcceptanceConfig(_Section):
+class AcceptanceConfig(Section):
     """How many drafted tokens the target accepts."""
 
     model: Literal["published", "geometric", "positions", "trace"] = Field(
@@ -86,7 +83,7 @@ class AcceptanceConfig(_Section):
         return (NGRAM_RATES if method == "ngram" else HEAD_RATES)[self.data]
 
 
-class PoolConfig(_Section):
+class PoolConfig(Section):
     """A pool of small models that draft together (CoSine); every number is assumed."""
 
     drafters: int = Field(16, ge=1, le=255, description="how many, each on a GPU of its own")
@@ -109,7 +106,7 @@ class PoolConfig(_Section):
     )
 
 
-class SpeculativeConfig(_Section):
+class SpeculativeConfig(Section):
     """Speculative decoding."""
 
     method: Literal["draft_model", "eagle", "medusa", "ngram", "drafter_pool"] = Field(

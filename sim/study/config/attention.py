@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from sim.study.section import Section
+from sim.study.config.section import Section
 
 
 class AttentionKeys(Section):

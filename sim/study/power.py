@@ -1,16 +1,14 @@
-"""The `power` section of a config: which power model counts the energy, caps and factors."""
+"""From the `power` section to what energy is counted by, and to step times under a cap."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from pydantic import Field
-
 from sim.costs.capped import CappedCost
 from sim.costs.catalogue import DTYPE_BYTES, gpu_named, model_named
-from sim.costs.power import GpuPower, PowerModel, check_cap, power_of, powers
-from sim.study.section import Section
+from sim.costs.power import GpuPower, check_cap, power_of, powers
+from sim.study.config import NOTHING_ASKED, PowerConfig
 from sim.study.statistics.energy import ClusterPower, InstancePower
 from sim.types import BadInput, CostModel
 
@@ -24,35 +22,6 @@ UNCERTAIN = (
     "energy by power model {model}: absolute power is known to +-30 % at best; compare policies "
     "under phase, logistic and roofline"
 )
-
-
-class PowerConfig(Section):
-    """Energy of the GPUs and of their hosts."""
-
-    model: PowerModel = Field(
-        "logistic",
-        description="power of a step: phase (constants), logistic (of the decode batch), mfu, "
-        "roofline (memory and arithmetic in use)",
-    )
-    gpu: str | None = Field(
-        None, description="catalogue name: its power data stand for every GPU's; null: each its own"
-    )
-    cap_w: float | None = Field(
-        None, gt=0, description="power cap of a GPU, W: prompt steps take longer; null: none"
-    )
-    host_w_per_gpu: float | None = Field(
-        None, ge=0, description="host power per GPU in use, W; null: the catalogue's"
-    )
-    carbon_g_per_kwh: float | None = Field(
-        None, ge=0, description="carbon intensity of the electricity, g CO2e per kWh; null: unknown"
-    )
-    price_per_kwh: float | None = Field(
-        None, ge=0, description="price of the electricity, any currency per kWh; null: unknown"
-    )
-
-
-NOTHING_ASKED = PowerConfig()
-"""What holds without the section."""
 
 
 def capped(config: PowerConfig | None, gpu: str, cost: CostModel, where: Where) -> CostModel:
