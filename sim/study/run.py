@@ -37,7 +37,11 @@ from workloads.sources import check_sources, components, is_file
 STREAMS = ("lengths", "arrivals", "router", "failures", "acceptance")
 
 SATURATION_REQUESTS = 4000
-"""Requests that wait at t = 0 when the saturation rate is measured (design section 5)."""
+"""Requests served when the saturation rate is measured (design section 5)."""
+SATURATION_BACKLOG = 512
+"""Requests of an instance, waiting and running, that are in the system then at first."""
+SATURATION_WAITING = 0.9
+"""Share of the prefills that have to leave some waiting; else twice as many are in the system."""
 
 Progress = Callable[[int, int], None]
 """Called with tasks done and tasks in all."""
@@ -195,11 +199,34 @@ def _check_classes(experiment: Experiment, sources: Sequence[str]) -> None:
 def saturation_rate(experiment: Experiment) -> float:
     """Return the completions per second of the first policy when requests always wait.
 
-    4,000 requests of the workload's lengths arrive at t = 0; the first and the last fifth of the
-    completions are left out.
+    4,000 requests of the workload's lengths; the first and the last fifth of the completions are
+    left out. So many are in the system that prefills leave some waiting, and one that leaves is
+    replaced. They are not all there from the start: a policy that prefers some requests to others
+    would serve those first, and the middle would not be the workload. To first come first served
+    it makes no difference.
+    """
+    setup = build(experiment, experiment.policies[0])
+    entries = [i for i, spec in enumerate(setup.specs) if spec.role != "decode"]
+    in_system = SATURATION_BACKLOG * len(entries)
+    while in_system < SATURATION_REQUESTS:
+        record, first_s, last_s, rate = _saturated(experiment, in_system)
+        steps = record.steps
+        prefills = (steps["prefill_requests"] > 0) & np.isin(steps["instance"], entries)
+        within = (steps["start_s"] >= first_s) & (steps["start_s"] <= last_s)
+        waiting = steps["queue_len"][prefills & within] > 0
+        if waiting.sum() >= SATURATION_WAITING * len(waiting):
+            return rate
+        in_system *= 2
+    return _saturated(experiment, SATURATION_REQUESTS)[-1]
+
+
+def _saturated(experiment: Experiment, in_system: int) -> tuple[RunRecord, float, float, float]:
+    """Run with a fixed number of requests in the system.
+
+    Returns the record, the first and last completion that count, in seconds, and their rate.
     """
     data = experiment.workload.model_dump() | {
-        "arrivals": {"process": "all-at-once"},
+        "arrivals": {"process": "closed", "concurrency": in_system},
         "num_requests": SATURATION_REQUESTS,
         "duration_s": None,
     }
@@ -221,7 +248,8 @@ def saturation_rate(experiment: Experiment) -> float:
     first, last = len(done) // 5, len(done) - len(done) // 5
     if last - first < 2:
         raise BadInput("workload: too few requests can be served to measure a saturation rate")
-    return float((last - first) / (done[last - 1] - done[first - 1]))
+    first_s, last_s = float(done[first - 1]), float(done[last - 1])
+    return record, first_s, last_s, (last - first) / (last_s - first_s)
 
 
 # -- tasks --------------------------------------------------------------------------------------

@@ -7,7 +7,15 @@ from sim.core.simulation import simulate
 from sim.study.build import build, settings
 from sim.study.config import resolve
 from sim.study.files import json_text
-from sim.study.run import compare, frame, requests_of, run, saturation_rate
+from sim.study.run import (
+    SATURATION_REQUESTS,
+    _saturated,
+    compare,
+    frame,
+    requests_of,
+    run,
+    saturation_rate,
+)
 from sim.study.statistics.metrics import itl_runs, steady_series
 from sim.study.statistics.precision import Precision
 from sim.types import BadInput
@@ -32,6 +40,12 @@ def experiment(policy="continuous", **sections):
 
 def arrivals(process, **rest):
     return {"arrivals": {"process": process, **rest}}
+
+
+def simulated(chosen):
+    """Return the record of a config's first policy."""
+    setup, trace = build(chosen, chosen.policies[0]), requests_of(chosen, 0)
+    return simulate(trace, setup.policy, setup.specs, settings(chosen, setup.policy, trace, 0))
 
 
 def same(one, two):
@@ -238,6 +252,21 @@ def test_saturation_rate_is_where_the_system_tops_out():
     assert over["saturation"] == "overloaded"
     under = run(experiment(workload={"num_requests": 500, **arrivals("poisson", rate=rate / 2)}))
     assert under.summary["saturation"] == "stable"
+
+
+def test_saturation_rate_of_a_policy_that_prefers_some_requests():
+    # With all requests there from the start it would serve the short ones first, at twice the rate.
+    rate = saturation_rate(experiment("uellm"))
+    over = {"num_requests": 1500, **arrivals("poisson", rate=1.3 * rate)}
+    record = simulated(experiment("uellm", workload=over))
+    assert 1500 / record.end_s == pytest.approx(rate, rel=0.1)
+
+
+@pytest.mark.parametrize(("policy", "gpus"), [("continuous", 1), ("distserve", 2)])
+def test_saturation_rate_is_that_of_any_backlog_where_first_come_is_first_served(policy, gpus):
+    chosen = experiment(policy, cluster={"count": gpus})
+    everything = _saturated(chosen, SATURATION_REQUESTS)[-1]
+    assert saturation_rate(chosen) == pytest.approx(everything, rel=1e-9)
 
 
 def test_saturation_rate_of_a_trace_draws_from_it(tmp_path):
