@@ -111,7 +111,7 @@ class BucketserveOptimal(Disaggregated):
             queue = BucketQueue(self.starts, self.former.entry, self.counts)
             queue.recut(range(len(self.starts)))
             return queue
-        histogram = LengthHistogram(len(self.starts), self.boundary_period_s, self.half_life_s)
+        histogram = LengthHistogram(self.starts, self.boundary_period_s, self.half_life_s)
         return BucketQueue(self.starts, self.former.entry, self.counts, histogram)
 
     def plan(self, view: View) -> Plan | None:
@@ -145,7 +145,7 @@ class BucketserveOptimal(Disaggregated):
             middles = [
                 (start + upper) / 2 for start, upper in zip(self.starts, self.uppers, strict=True)
             ]
-            cuts = centroid_cuts(histogram.weights, middles, self.num_buckets)
+            cuts = centroid_cuts(histogram.weights.tolist(), middles, self.num_buckets)
         else:
             if not len(histogram.prices):
                 rows = [self.former.full_rows(view, upper) for upper in self.uppers]

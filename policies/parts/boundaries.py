@@ -78,7 +78,9 @@ def best_partition(costs: NDArray[np.float64], max_groups: N) -> list[N]:
     return [0, *reversed(starts)]
 
 
-def cheapest_cuts(weights: Sequence[float], prices: NDArray[np.float64], max_buckets: N) -> list[N]:
+def cheapest_cuts(
+    weights: NDArray[np.float64], prices: NDArray[np.float64], max_buckets: N
+) -> list[N]:
     """Return the first bin of every bucket that makes padded batches cheapest.
 
     A bucket costs its weight times the price of a row as long as its longest bin in use.
@@ -88,11 +90,10 @@ def cheapest_cuts(weights: Sequence[float], prices: NDArray[np.float64], max_buc
         prices: price of a row as long as the bin's longest.
         max_buckets: buckets at most.
     """
-    heavy = np.array(weights)
-    used = np.flatnonzero(heavy > 0)
+    used = np.flatnonzero(weights > 0)
     if not len(used):
         return [0]
-    sums = np.concatenate(([0.0], np.cumsum(heavy[used])))
+    sums = np.concatenate(([0.0], np.cumsum(weights[used])))
     ends = prices[used]
     costs = sums[1:, None] - sums[None, :-1]
     costs *= ends[:, None]

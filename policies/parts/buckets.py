@@ -37,7 +37,7 @@ class BucketQueue(WaitQueue):
         starts: shortest length of every bin, ascending from 0; the last bin has no upper end.
         entry: gives a request its place in service order; must not change while it waits.
         counts: operation counters to add to; None keeps own ones.
-        histogram: is told the bin and the arrival time of every request pushed.
+        histogram: is told the length and the arrival time of every request pushed.
     """
 
     def __init__(
@@ -87,7 +87,7 @@ class BucketQueue(WaitQueue):
         self.operation_counts["assignments"] += 1
         self.operations += 1
         if self.histogram is not None:
-            self.histogram.add(bisect_right(self.starts, tokens) - 1, request.arrival_s)
+            self.histogram.add(tokens, request.arrival_s)
         if self._places:
             self._file(request)
             return
