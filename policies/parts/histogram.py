@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Sequence
 from typing import Final
 
@@ -12,8 +13,6 @@ from sim.types import N
 
 RESCALE_AFTER: Final = 64.0
 """Half-lives after which weights are scaled down, far before a float overflows."""
-COUNT_AFTER: Final = 1000
-"""Arrivals that are kept until they are put into their bins all at once."""
 
 
 class LengthHistogram:
@@ -35,8 +34,10 @@ class LengthHistogram:
         """Price of a row as long as a bin's longest prompt; whoever evaluates fills it in once."""
         self.period_s = period_s
         self.half_life_s = half_life_s
-        self._new: list[tuple[N, float]] = []
-        """(length, arrival) of those in no bin yet."""
+        self._lengths = array("q")
+        """Of those in no bin yet."""
+        self._times_s = array("d")
+        """When they arrived."""
         self._weights = np.zeros(len(self.starts))
         self._origin_s = 0.0
         self._latest_s = 0.0
@@ -46,17 +47,17 @@ class LengthHistogram:
 
     def add(self, length: N, now_s: float) -> None:
         """Note a request that arrives now."""
-        self._new.append((length, now_s))
-        if len(self._new) == COUNT_AFTER:
-            self._count()
+        self._lengths.append(length)
+        self._times_s.append(now_s)
 
     @property
     def due(self) -> bool:
         """Whether it is time for an evaluation."""
-        self._count()
-        return self._arrivals >= self._next_arrivals or (
-            self._latest_s >= self._next_s and self._arrivals > 0
-        )
+        arrivals = self._arrivals + len(self._times_s)
+        if arrivals >= self._next_arrivals:
+            return True
+        latest_s = self._times_s[-1] if self._times_s else self._latest_s
+        return arrivals > 0 and latest_s >= self._next_s
 
     @property
     def weights(self) -> NDArray[np.float64]:
@@ -72,16 +73,16 @@ class LengthHistogram:
 
     def _count(self) -> None:
         """Put into the bins what has arrived."""
-        if not self._new:
+        if not self._times_s:
             return
-        lengths, times_s = zip(*self._new, strict=True)
-        self._arrivals += len(self._new)
-        self._new.clear()
-        self._latest_s = times_s[-1]
+        lengths, times_s = np.array(self._lengths), np.array(self._times_s)
+        del self._lengths[:], self._times_s[:]
+        self._arrivals += len(times_s)
+        self._latest_s = float(times_s[-1])
         age = (self._latest_s - self._origin_s) / self.half_life_s
         if age > RESCALE_AFTER:
             self._weights *= 2.0 ** -min(age, 1000.0)
             self._origin_s = self._latest_s
-        counts = 2.0 ** ((np.array(times_s) - self._origin_s) / self.half_life_s)
+        counts = np.exp2((times_s - self._origin_s) / self.half_life_s)
         at = self.starts.searchsorted(lengths, "right") - 1
         self._weights += np.bincount(at, counts, len(self._weights))
