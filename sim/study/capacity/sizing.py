@@ -331,5 +331,5 @@ def _sizing_notes(
             )
     count = experiment.cluster.count
     if best.gpus > count:
-        notes.append(f"the layout has {best.gpus} GPUs, cluster.count is {count}")
+        notes.append(f"the layout has {best.gpus} GPUs; cluster.count, {count}, is no limit here")
     return notes
