@@ -131,7 +131,7 @@ def test_split_roles():
     assert set(alone) == {(role, tp) for role in ("prefill", "decode") for tp in (1, 2)}
     for pool in best.pools:
         assert pool.instances >= alone[pool.role, pool.tp]
-    assert any("cluster.count is 2" in note for note in answer.notes)
+    assert any("cluster.count, 2, is no limit" in note for note in answer.notes)
 
 
 def made_up(reaches):
