@@ -32,7 +32,7 @@ test-slow: setup ## the full counts of every bar (< 30 min on 2 cores)
 	$(BIN)/python -m pytest -m "slow and not alone" -n auto --dist worksteal
 	$(BIN)/python -m pytest -m alone
 
-mutate: setup ## 110 deliberate bugs, each must be caught (about 2 min)
+mutate: setup ## 118 deliberate bugs, each must be caught (about 2 min)
 	$(BIN)/python tests/mutate.py
 
 bench: setup ## requests per second and SimPy timeouts per request, 10k to 1M requests (about 15 min)
