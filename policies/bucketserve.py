@@ -58,9 +58,9 @@ class Bucketserve(Disaggregated):
     request that stands first, in order, while the batch fits: rows times longest (Eq. 1, `padded`)
     or the sum of lengths (Eq. 6, `sum`) at most `safe_fraction` of the tokens free now (Eq. 5).
     First stands, online, the earliest arrival; offline the shortest prompt (`sjf`, requests/s) or
-    longest (`ljf`, tokens/s).
-    N_max = floor(M_tok / length), at least 1, with M_tok = `safe_fraction` of the instance's KV
-    room, which a profile gives as what weights and activations leave.
+    longest (`ljf`, tokens/s). N_max = floor(M_tok / length), at least 1, with M_tok =
+    `safe_fraction` of the instance's KV room, which a profile gives as what weights and activations
+    leave.
     The P/D scheduler is first come first served: a batch is formed when the prefill instance is
     free and starts at once, so no formed batch ever queues. Prefilled prompts hold their blocks
     until a decode instance pulls them, as in `distserve`; it decodes continuously.
@@ -116,9 +116,9 @@ class Bucketserve(Disaggregated):
         self.monitor_delay_s = config.monitor_delay_s
         self.mean_half_life_s = config.mean_half_life_s
         self.counts: dict[str, N] = new_counts()
+        """Bucketing operations of the run, over all instances."""
         self.operation_counts = self.counts
         self.charges_overhead = config.overhead_us_per_op > 0
-        """Bucketing operations of the run, over all instances."""
         self._arrivals = self._tokens = self._sampled_s = 0.0
 
     def new_queue(self) -> WaitQueue:
@@ -157,10 +157,10 @@ class Bucketserve(Disaggregated):
             return fcfs_batch(view, self.l_max, self.max_num_seqs)
         queue = view.waiting
         assert isinstance(queue, BucketQueue)
-        rows = 1 << 62 if view.role == "prefill" else self.max_num_seqs - len(view.running)
         only = queue.only()
         if only is not None and len(queue.cuts) == 1:  # no bucket to halve or to join
-            return self.former.alone(view, only, rows)
+            return self.former.alone(view, only)
         mean_len = self.mean_len(queue) if self.limit.needs_mean else 0.0
         self.midpoints.adjust(queue, self.former.m_tok(view), mean_len)
+        rows = 1 << 62 if view.role == "prefill" else self.max_num_seqs - len(view.running)
         return self.former.batch(view, queue, rows)

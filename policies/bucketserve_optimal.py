@@ -71,12 +71,12 @@ class BucketserveOptimal(Disaggregated):
     Deviations and assumptions: not in the paper, which declines computed boundaries as too costly
     at run time. The half-life is that of AIBrix's gateway (issue 1817), the period is as long
     (ours: 2 to 60 s make no difference to waits and padding under constant traffic); 128 bins would
-    save 0.2 % of the prefill time of the 80:20 mixture and take four times as long. Rows
-    are priced in full batches (`safe_fraction` of the KV room, `max_batch_tokens`,
-    `max_batch_size`), so the price of a smaller batch's fixed part is underrated. Bins grow in
-    ratio, the last ends at `l_max`. Each instance has its own histogram of what it was sent, and
-    boundaries of its own. Eq. 4 is applied once to equally heavy buckets: a centroid is no upper
-    bound of its own bucket, and repeating it collapses them. Otherwise as `bucketserve`.
+    save 0.2 % of the prefill time of the 80:20 mixture and take four times as long. Rows are priced
+    in full batches (`safe_fraction` of the KV room, `max_batch_tokens`, `max_batch_size`), so the
+    price of a smaller batch's fixed part is underrated. Bins grow in ratio, the last ends at
+    `l_max`. Each instance has its own histogram of what it was sent, and boundaries of its own.
+    Eq. 4 is applied once to equally heavy buckets: a centroid is no upper bound of its own bucket,
+    and repeating it collapses them. Otherwise as `bucketserve`.
 
     Complexity: as `bucketserve`, plus O(num_buckets * bins^2) per recomputation (some 0.1 ms at 8
     and 64), and `bins` prices once per instance.
@@ -102,9 +102,9 @@ class BucketserveOptimal(Disaggregated):
         self.boundary_period_s = config.boundary_period_s
         self.half_life_s = config.half_life_s
         self.counts: dict[str, N] = new_counts()
+        """Bucketing operations of the run, over all instances."""
         self.operation_counts = self.counts
         self.charges_overhead = config.overhead_us_per_op > 0
-        """Bucketing operations of the run, over all instances."""
 
     def new_queue(self) -> WaitQueue:
         """Return an empty queue with a histogram of its own."""
@@ -132,12 +132,12 @@ class BucketserveOptimal(Disaggregated):
             return fcfs_batch(view, self.l_max, self.max_num_seqs)
         queue = view.waiting
         assert isinstance(queue, BucketQueue)
-        rows = 1 << 62 if view.role == "prefill" else self.max_num_seqs - len(view.running)
         only = queue.only()
         if only is not None:
-            return self.former.alone(view, only, rows)
+            return self.former.alone(view, only)
         if queue.histogram is not None and queue.histogram.due:
             self._recompute(view, queue, queue.histogram)
+        rows = 1 << 62 if view.role == "prefill" else self.max_num_seqs - len(view.running)
         return self.former.batch(view, queue, rows)
 
     def _recompute(self, view: View, queue: BucketQueue, histogram: LengthHistogram) -> None:

@@ -104,13 +104,13 @@ class BatchFormer:
             budget = limit
         return batch
 
-    def alone(self, view: View, request: Request, max_rows: N) -> list[Request]:
+    def alone(self, view: View, request: Request) -> list[Request]:
         """Return what `batch` would of a queue with one request: that, if it fits the memory."""
         room = view.free_blocks - (view.growth_blocks if view.num_decoding else 0)
         budget = room * view.block_size
         if view.free_blocks != view.total_blocks:
             budget = int(self.safe_fraction * budget)
-        return [request] if request.target_tokens <= budget and max_rows > 0 else []
+        return [request] if request.target_tokens <= budget else []
 
     def overhead_s(self, queue: BucketQueue) -> float:
         """Seconds of bucketing since the last batch left, at `overhead_us_per_op`."""

@@ -62,19 +62,17 @@ def best_partition(costs: NDArray[np.float64], max_groups: N) -> list[N]:
     least = [best[-1]]
     froms: list[NDArray[np.intp]] = []
     before = np.full(size, np.inf)
-    layers = min(max_groups, size)
-    for layer in range(1, layers):
+    for _ in range(1, min(max_groups, size)):
         before[1:] = best[:-1]
-        needed = slice(None if layer < layers - 1 else -1, None)  # of the last, the whole only
-        np.add(costs[needed], before, out=totals[needed])
-        froms.append(totals[needed].argmin(axis=1))
-        best = totals[rows[needed], froms[-1]]
+        np.add(costs, before, out=totals)
+        froms.append(totals.argmin(axis=1))
+        best = totals[rows, froms[-1]]
         least.append(best[-1])
     starts: list[N] = []
-    last = -1
+    last = size - 1
     for first in reversed(froms[: int(np.argmin(least))]):
         starts.append(int(first[last]))
-        last = starts[-1] - 1 - size
+        last = starts[-1] - 1
     return [0, *reversed(starts)]
 
 

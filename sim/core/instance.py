@@ -230,10 +230,10 @@ class Instance(Seats):
             self.log.shorten(self.row, steps)
             self._settle(ended, steps)
         else:
-            self._take_back()
+            self._forget_span()
         return now - ended
 
-    def _take_back(self) -> None:
+    def _forget_span(self) -> None:
         """Let the log forget the span under way: not even its first step has ended."""
         self.log.shorten(self.row, 0)
         for request in self.decoding() if self.batch else ():

@@ -53,6 +53,7 @@ _REQUEST_DTYPE = np.dtype(
         ("finish_s", "<f8"),
     ]
 )
+"""A request as it is packed: from `prefill_start_s` on the times are femtoseconds still."""
 
 _PACK_SEEN: Final = struct.Struct("<id").pack
 _SEEN_DTYPE = np.dtype([("request_id", "<i4"), ("seen_s", "<f8")])

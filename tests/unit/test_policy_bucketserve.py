@@ -248,6 +248,42 @@ def test_monitor_runs_only_if_needed() -> None:
 # -- computed boundaries ----------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_a_lone_request_may_fill_an_empty_instance_or_the_safe_share_of_what_is_free(
+    name: str,
+) -> None:
+    for blocks_held, longest in ((0, 1600), (20, 1152)):  # of 100 blocks of 16; 90 % of 80
+        for length, fits in ((longest, [0]), (longest + 1, [])):
+            policy = make(name)
+            view = view_of(policy, blocks=100)
+            view.free_blocks -= blocks_held
+            waiting(view, length)
+            assert take(policy, view) == fits
+
+
+def test_a_lone_request_in_one_of_several_buckets_merges_them() -> None:
+    policy = make(nmax_length=2)
+    view = view_of(policy)
+    assert isinstance(view.waiting, BucketQueue)
+    waiting(view, 10, 10, 10)
+    assert take(policy, view) == [0, 1, 2]
+    assert len(view.waiting.cuts) > 1
+    waiting(view, 3000)
+    assert take(policy, view) == [0]
+    assert (view.waiting.cuts, policy.operation_counts["merges"]) == ([0], 1)
+
+
+def test_optimal_computes_nothing_for_a_lone_request() -> None:
+    policy = make("bucketserve-optimal")
+    view = view_of(policy)
+    waiting(view, 10)
+    assert take(policy, view) == [0]
+    assert policy.operation_counts["programmes"] == 0
+    waiting(view, 10, 1000)
+    take(policy, view)
+    assert policy.operation_counts["programmes"] == 1
+
+
 def test_optimal_cuts_where_batches_are_cheapest() -> None:
     policy = make("bucketserve-optimal", num_buckets=2, l_max=4096)
     view = view_of(policy)
@@ -329,6 +365,11 @@ def test_layout_and_decode_side(name: str) -> None:
     incoming = request(0, 50, 0.0)
     incoming.prefilled = 50
     assert policy.can_accept(view, incoming)
+    view.free_blocks = 5  # it takes 4 for its next step, and the batch what the phases say
+    for growth, fits in ((1, True), (2, False)):
+        view.phases[0] = growth
+        assert policy.can_accept(view, incoming) is fits
+    view.phases[0], view.free_blocks = 0, 10
     view.ready_blocks = 5
     assert not policy.can_accept(view, incoming)
     incoming.state = READY

@@ -24,7 +24,7 @@ from sim.study.sweeps.shards import Task, Told, shard_bytes, write_shard
 from sim.types import BadInput, SimulationError
 
 OWN = "policy:"
-"""Before the name of a policy from outside, in place of a file: it may lie elsewhere elsewhere."""
+"""Before the name of a policy from outside, in place of its file, which may lie elsewhere."""
 
 TOKEN = ".running"
 """File of the sweep's folder by which a worker finds out whether it sees the same folder."""
