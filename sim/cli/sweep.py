@@ -156,6 +156,11 @@ def _report(planned: Sweep, folder: Path, done: Progressed, json: bool) -> None:
 
     for path, why in done.set_aside.items():
         say(f"note: corrupt shard set aside as {path} and run again: {why}")
+    if done.unused:
+        say(
+            f"note: {done.unused} finished shards in {folder} are of other settings, or of an "
+            "engine or policies that were edited since: not used"
+        )
     say(
         f"{done.ran} tasks run in {_duration(done.wall_s)}, {done.found} found finished, "
         f"{len(done.failed)} failed; results in {folder}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import platform
 import subprocess
 from collections import Counter
@@ -19,6 +20,13 @@ from sim.study.config import ABOUT, Experiment
 
 PACKAGES = ("simpy", "numpy", "scipy", "pandas", "pyarrow", "pydantic")
 """Those whose versions could change a result."""
+
+ENGINE = (
+    "policies", "workloads", "sim/types", "sim/core", "sim/costs",
+    "sim/study/config", "sim/study/statistics",
+    "sim/study/build.py", "sim/study/power.py", "sim/study/run.py", "sim/study/speculative.py",
+)  # fmt: skip
+"""What decides the result of a run, beside its config."""
 
 
 def config_text(experiment: Experiment, setup: Setup) -> str:
@@ -97,6 +105,17 @@ def git_revision() -> str | None:
     except (OSError, subprocess.SubprocessError):
         return None
     return head.stdout.strip()
+
+
+@cache
+def engine_hash() -> str:
+    """Return a hash of the code and the tables that decide the result of a run (`ENGINE`)."""
+    root, found = Path(__file__).parents[2], hashlib.sha256()
+    parts = [path for part in ENGINE for path in (root / part, *(root / part).rglob("*"))]
+    for path in sorted(path for path in parts if path.suffix in (".py", ".yaml")):
+        found.update(path.relative_to(root).as_posix().encode())
+        found.update(path.read_bytes())
+    return found.hexdigest()
 
 
 def _resolved(setup: Setup) -> dict[str, str]:

@@ -2,7 +2,6 @@
 
 from types import SimpleNamespace
 
-import numpy as np
 import pytest
 import torch
 
@@ -336,24 +335,6 @@ def test_a_batch_runs_in_the_next_larger_graph(monkeypatch):
     assert again.inputs[:, 3].tolist() == [TRASH_ROW, 0, 1]
     assert decode_graphs.prepare(full) is again
     assert decode_graphs.prepare(torch.ones(3, 5).long()) is None
-
-
-@pytest.mark.filterwarnings("ignore:Conversion of an array:DeprecationWarning")
-def test_the_paged_kernel_against_the_loop(monkeypatch):
-    """By Triton's interpreter where Triton is installed; on a GPU see tests/gpu."""
-    pytest.importorskip("triton")
-    if torch.cuda.is_available():
-        pytest.skip("tests/gpu runs the kernel itself")
-    if np.lib.NumpyVersion(np.__version__) >= "2.4.0":
-        pytest.skip("Triton's interpreter takes arrays of one element for numbers")
-    monkeypatch.setenv("TRITON_INTERPRET", "1")
-    from calibrate import paged
-
-    for heads, kv_heads, parts in ((4, 2, 4), (4, 4, 1), (16, 2, 8)):
-        monkeypatch.setattr(paged, "_parts", lambda *_, parts=parts: parts)
-        spec = SPEC.model_copy(update={"heads": heads, "kv_heads": kv_heads})
-        problem = attention.probe_paged(paged.paged_attention, spec, torch.float32, AT)
-        assert problem is None
 
 
 def test_a_wrong_paged_kernel_is_found_out():

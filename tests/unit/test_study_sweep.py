@@ -2,7 +2,11 @@ import importlib
 import json
 import os
 import resource
+import shutil
 import signal
+import subprocess
+import sys
+from pathlib import Path
 
 import pandas as pd
 import pyarrow.parquet as pq
@@ -10,7 +14,7 @@ import pytest
 from small_sweeps import shards_of, sweep_into, write_config
 
 import policies
-from sim.study import load
+from sim.study import load, provenance
 from sim.study.sweeps import shards
 from sim.study.sweeps import task as sweep_task
 from sim.study.sweeps.results import point_summaries, query, read_results
@@ -119,6 +123,50 @@ def test_a_policy_from_outside_with_new_content_is_another_task(tmp_path, monkey
     assert len(before & set(plan_sweep(config).tasks)) == 1
 
 
+@pytest.fixture
+def copied_engine(tmp_path, monkeypatch):
+    """The sources in a folder of their own, where they may be edited."""
+    source = Path(provenance.__file__).parents[2]
+    for part in ("policies", "sim", "workloads"):
+        shutil.copytree(source / part, tmp_path / part, ignore=shutil.ignore_patterns("*.pyc"))
+    monkeypatch.setattr(provenance, "__file__", str(tmp_path / "sim" / "study" / "provenance.py"))
+    provenance.engine_hash.cache_clear()
+    yield tmp_path
+    provenance.engine_hash.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("path", "decides"),
+    [
+        ("policies/static.py", True),
+        ("policies/parts/buckets.py", True),
+        ("sim/core/instance.py", True),
+        ("sim/costs/catalogue/gpus.yaml", True),
+        ("sim/study/run.py", True),
+        ("workloads/arrivals.py", True),
+        ("sim/cli/sweep.py", False),
+        ("sim/report/sweeps.py", False),
+    ],
+)
+def test_an_edit_of_the_engine_makes_other_tasks(tmp_path, path, decides, copied_engine):
+    config = write_config(tmp_path)
+    before = set(plan_sweep(config).tasks)
+    edited = copied_engine / path
+    edited.write_text(edited.read_text() + "# edited\n")
+    provenance.engine_hash.cache_clear()
+    assert before.isdisjoint(plan_sweep(config).tasks) is decides
+
+
+def test_what_a_run_loads_is_of_the_engine_or_only_reads_and_tells():
+    source = "import sys, sim.study.run; print(*sys.modules)"
+    names = subprocess.check_output([sys.executable, "-c", source], text=True).split()
+    ours = [name for name in names if name.partition(".")[0] in ("sim", "policies", "workloads")]
+    parts = tuple(part.removesuffix(".py").replace("/", ".") for part in provenance.ENGINE)
+    rest = {name for name in ours if not f"{name}.".startswith(tuple(f"{p}." for p in parts))}
+    told = {"idle_keys", "notices", "policy_facts", "presets", "validation", "yaml_file"}
+    assert rest == {"sim", "sim.study"} | {f"sim.study.{name}" for name in told}
+
+
 # -- resume -------------------------------------------------------------------------------------
 
 
@@ -137,6 +185,15 @@ def test_resume_runs_what_is_missing_and_new(tmp_path, out):
     assert (done.found, done.ran) == (2, 2)
     assert whole.items() < shards_of(out).items()
     assert list(load(out)["seed"]) == [1, 2, 3, 4]
+
+
+def test_shards_of_earlier_code_are_counted_and_left_alone(tmp_path, out, monkeypatch):
+    config = write_config(tmp_path)
+    sweep_into(out, config)
+    monkeypatch.setattr(sweep_task, "engine_hash", lambda: "edited")
+    done = sweep_into(out, config, resume=True)
+    assert (done.found, done.ran, done.unused) == (0, 3, 3)
+    assert len(read_results(out).rows) == 3
 
 
 def test_more_replications_keep_those_there_are(tmp_path, out):

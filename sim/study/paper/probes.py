@@ -1,7 +1,7 @@
 """Probes: what the claims are about, measured under one setting, kept in a small file.
 
 A file of `probes/` has a row for each quantity and replication, and is named by the hash of all
-that decides it: paper set, recipes, changes, effort, replications, version. Written aside and
+that decides it: paper set, recipes, changes, effort, replications, engine. Written aside and
 renamed, so that an interrupted study goes on where it was.
 """
 
@@ -21,6 +21,7 @@ from sim.study.files import output_folder, written_aside
 from sim.study.paper.assumptions import Effort, Setting
 from sim.study.paper.measures import Bench, figures_of, measured
 from sim.study.paper.recipes import PaperSet, Recipe
+from sim.study.provenance import engine_hash
 from sim.study.tasks import calls
 from sim.types import BadInput, SimulationError
 
@@ -71,7 +72,7 @@ class Probe:
                 name: recipe.model_dump(mode="json", include=OVERRIDES | MEASURED)
                 for name, recipe in self.recipes.items()
             },
-            "made by": [__version__, SCHEMA],
+            "made by": [__version__, engine_hash(), SCHEMA],
         }
         return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:32]
 

@@ -1,8 +1,8 @@
 """Units of work: one run, or one search for a rate, each kept in a file of its own.
 
 A unit is a resolved config with one policy, the number of the replication and what is asked. Its
-name is the hash of these and of the package's version; its result is `units/NAME.json`, written
-aside and renamed. Another start of the same study reads what is there and runs the rest.
+name is the hash of these and of the engine; its result is `units/NAME.json`, written aside and
+renamed. Another start of the same study reads what is there and runs the rest.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from sim.study.capacity.attainment import ALL, Target, at_rate, attained, shortf
 from sim.study.capacity.crossing import Crossing, Span, crossing
 from sim.study.config import Experiment, resolve
 from sim.study.files import plain, write_json
+from sim.study.provenance import engine_hash
 from sim.study.run import replicate
 from sim.study.statistics.stability import STABLE
 from sim.study.tasks import calls
@@ -54,7 +55,8 @@ class Unit:
     @property
     def name(self) -> str:
         """Hash of all that decides the result."""
-        return _hash([__version__, self.kind, self.config, self.replication, self.asked])
+        made_by = [__version__, engine_hash()]
+        return _hash([made_by, self.kind, self.config, self.replication, self.asked])
 
     @property
     def cost(self) -> float:

@@ -39,7 +39,7 @@ from sim.study.sweeps.shards import (
     set_aside,
     write_shard,
 )
-from sim.study.sweeps.task import OWN, TOKEN, Job, Outcome, file_hash, packages, shard_of
+from sim.study.sweeps.task import ENGINE, OWN, TOKEN, Job, Outcome, file_hash, packages, shard_of
 from sim.study.validation import shown
 from sim.types import BadInput, SimulationError
 from workloads.sources import is_file
@@ -103,6 +103,7 @@ class Progressed:
     Attributes:
         total: tasks in all.
         found: tasks that were finished before.
+        unused: finished shards of other settings, or of an engine that was edited since.
         ran: tasks finished now.
         failed: error by name of the task.
         set_aside: corrupt shards that were renamed, and why.
@@ -113,6 +114,7 @@ class Progressed:
 
     total: int
     found: int = 0
+    unused: int = 0
     ran: int = 0
     failed: dict[str, Outcome] = field(default_factory=dict)
     set_aside: dict[Path, str] = field(default_factory=dict)
@@ -193,14 +195,17 @@ def _shown(point: Point) -> str:
 
 
 def result_files(experiment: Experiment) -> list[str]:
-    """Return the files whose content decides the result, and `policy:NAME` for one from outside."""
+    """Return what decides the result beside the config.
+
+    The files it names, `policy:NAME` for a policy from outside, and the engine.
+    """
     workload = experiment.workload
     named = [workload.source, *(workload.mixture or {})]
     found = [name for name in named if is_file(name)]
     if Path(experiment.cluster.profile).is_file():
         found.append(experiment.cluster.profile)
     names = [choice.name for choice in experiment.policies]
-    return found + [f"{OWN}{name}" for name in names if own_file(name) is not None]
+    return [ENGINE, *found, *(f"{OWN}{name}" for name in names if own_file(name) is not None)]
 
 
 def first_task_s(sweep: Sweep) -> float:
@@ -247,8 +252,8 @@ def run_sweep(
         SimulationError: a shard cannot be written, or the cluster is gone.
     """
     began = time.perf_counter()
-    _prepare(sweep, folder, resume)
-    done = Progressed(len(sweep.tasks))
+    there = _prepare(sweep, folder, resume)
+    done = Progressed(len(sweep.tasks), unused=len(there - sweep.tasks.keys()))
     left = _unfinished(sweep, folder, done)
     job = _job(sweep, folder, uuid.uuid4().hex)
     write_text(folder / TOKEN, job.token)
@@ -276,12 +281,13 @@ def _job(sweep: Sweep, folder: Path, token: str) -> Job:
     return Job(str(folder.absolute()), str(Path.cwd()), sweep.source, token, packages())
 
 
-def _prepare(sweep: Sweep, folder: Path, resume: bool) -> None:
+def _prepare(sweep: Sweep, folder: Path, resume: bool) -> set[str]:
+    """Write what the folder is about; return the names of the shards that are there."""
     shards = output_folder(output_folder(folder) / FOLDER)
-    finished = sum(1 for _ in shards.glob("*.parquet"))
+    finished = {path.stem for path in shards.glob("*.parquet")}
     if finished and not resume:
         raise BadInput(
-            f"folder {folder}: has {finished} finished shards; go on with --resume, or give "
+            f"folder {folder}: has {len(finished)} finished shards; go on with --resume, or give "
             "another --out"
         )
     for part in shards.glob(".*.part"):
@@ -290,6 +296,7 @@ def _prepare(sweep: Sweep, folder: Path, resume: bool) -> None:
     text = yaml.safe_dump(sweep.data | about, sort_keys=False, allow_unicode=True)
     write_text(folder / "config.yaml", text)
     write_json(folder / MANIFEST, manifest(sweep))
+    return finished
 
 
 def manifest(sweep: Sweep) -> dict[str, Any]:

@@ -18,10 +18,13 @@ from sim.study.config import Experiment, resolve
 from sim.study.notices import UNSETTLED
 from sim.study.output import peak_rss_bytes
 from sim.study.policy_facts import own_file
-from sim.study.provenance import PACKAGES
+from sim.study.provenance import PACKAGES, engine_hash
 from sim.study.run import replicate
 from sim.study.sweeps.shards import Task, Told, shard_bytes, write_shard
 from sim.types import BadInput, SimulationError
+
+ENGINE = "engine:"
+"""In place of a file: the code and the tables that decide the result of a run."""
 
 OWN = "policy:"
 """Before the name of a policy from outside, in place of its file, which may lie elsewhere."""
@@ -128,11 +131,13 @@ def experiment_of(job: Job, task: Task) -> Experiment:
 
 
 def file_hash(path: str) -> str:
-    """Return the SHA-256 of a file, or of that of a policy (`policy:NAME`).
+    """Return the SHA-256 of a file, of that of a policy (`policy:NAME`), or of the engine.
 
     Raises:
         BadInput: it cannot be read.
     """
+    if path == ENGINE:
+        return engine_hash()
     if path.startswith(OWN):
         path = own_file(path.removeprefix(OWN)) or path
     try:
