@@ -1,10 +1,9 @@
-"""Real against simulated: errors per figure, as a table and as a picture."""
+"""Real against simulated: errors per figure, as a table."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -130,35 +129,3 @@ def markdown(found: Sequence[Difference], about: Sequence[str]) -> str:
             f"| {bar} | {again} |"
         )
     return "\n".join(lines) + "\n"
-
-
-def draw(table: pd.DataFrame, title: str, path: Path) -> None:
-    """Draw the distributions of TTFT, TPOT and E2E, real and simulated, a row per policy."""
-    from matplotlib.figure import Figure
-
-    policies = list(dict.fromkeys(table["policy"]))
-    loads = sorted(set(table["load"]))
-    chart = Figure(figsize=(10, 2.6 * len(policies) + 0.9), layout="constrained")
-    axes = chart.subplots(len(policies), len(METRICS), squeeze=False)
-    colours = dict(zip(loads, ("#0072b2", "#e69f00", "#d55e00", "#555555"), strict=False))
-    for row, policy in zip(axes, policies, strict=True):
-        for axis, metric in zip(row, METRICS, strict=True):
-            for load in loads:
-                for side, style in ((REAL, "-"), (SIMULATED, "--")):
-                    chosen = (table["policy"] == policy) & (table["load"] == load)
-                    values = latencies_ms(table[chosen & (table["side"] == side)])[metric].dropna()
-                    share = np.arange(1, len(values) + 1) / len(values)
-                    label = f"{side}, {load:.0%}"
-                    axis.plot(
-                        np.sort(values), share, style, color=colours[load], label=label, lw=1.4
-                    )
-            axis.set_xlabel(f"{METRICS[metric]} [ms]")
-            axis.set_ylim(0, 1.01)
-            axis.grid(alpha=0.3)
-            if metric == "ttft":
-                axis.set_xscale("log")
-        row[0].set_ylabel(f"{policy}\nshare of requests")
-    handles, labels = axes[0][0].get_legend_handles_labels()
-    chart.legend(handles, labels, loc="outside lower center", ncols=len(loads) * 2, frameon=False)
-    chart.suptitle(title, fontsize=11)
-    chart.savefig(path, dpi=130)

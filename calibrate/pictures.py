@@ -1,4 +1,4 @@
-"""The picture of a fit: predicted against measured, one column per kind of step."""
+"""Pictures: a fit, predicted against measured, and a replay, real against simulated."""
 
 from __future__ import annotations
 
@@ -8,14 +8,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pandas as pd
 from matplotlib.ticker import FixedLocator, NullLocator
 
+from calibrate.diff import METRICS, REAL, SIMULATED, latencies_ms
 from sim.costs.profile import PhaseError
 from sim.report.figures import COLOURS, STYLE
 from sim.study.files import written_aside
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
 
 BAND = 0.10
 """Half-width of the shaded band around "predicted = measured"."""
@@ -24,6 +27,9 @@ SHADE = "#eee8da"
 
 TICKS = ((8.0, (1, 1.5, 2, 3, 4, 5, 7)), (300.0, (1, 2, 5)), (np.inf, (1,)))
 """Labels of a decade where the ends of an axis are less than a ratio apart."""
+
+SIDES: dict[str, Any] = {REAL: "-", SIMULATED: (0, (4, 1.5))}
+"""How the lines of the two sides are dashed."""
 
 TITLES = {"prefill": "Prefill steps", "decode": "Decode steps", "mixed": "Mixed steps"}
 
@@ -82,6 +88,52 @@ def draw_fit(
             figure.savefig(aside, format="png", metadata={"Software": None})
 
 
+def draw_replay(table: pd.DataFrame, title: str, path: Path) -> None:
+    """Draw the distributions of TTFT, TPOT and E2E, real and simulated, a row per policy.
+
+    Args:
+        table: the requests of both sides (`calibrate.diff.latencies_ms`, policy, load, side).
+        title: model and device.
+        path: PNG to write.
+    """
+    import matplotlib as mpl
+    from matplotlib.figure import Figure
+
+    policies = list(dict.fromkeys(table["policy"]))
+    with mpl.rc_context(STYLE):
+        size = (9.0, 2.3 * len(policies) + 0.9)
+        figure = Figure(figsize=size, dpi=130, layout="constrained")
+        panels = figure.subplots(len(policies), len(METRICS), squeeze=False, sharey=True)
+        for row, policy in zip(panels, policies, strict=True):
+            for axes, metric in zip(row, METRICS, strict=True):
+                _distributions(axes, table[table["policy"] == policy], metric)
+            row[0].set(ylabel=f"{policy}\nshare of requests", ylim=(0, 1.01))
+        handles, labels = panels[0, 0].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), fontsize=8)
+        figure.suptitle(title, x=0.01, ha="left", fontsize=9, color="#444444")
+        with written_aside(path) as aside:
+            figure.savefig(aside, format="png", metadata={"Software": None})
+
+
+def _distributions(axes: Axes, table: pd.DataFrame, metric: str) -> None:
+    """Draw one latency of one policy, a colour a load."""
+    from matplotlib import colormaps
+
+    loads = sorted(set(table["load"]))
+    darker = colormaps["Blues"](np.linspace(0.45, 1.0, len(loads)))  # told apart in grey, too
+    for load, colour in zip(loads, darker, strict=True):
+        for side, dash in SIDES.items():
+            chosen = table[(table["load"] == load) & (table["side"] == side)]
+            values = np.sort(latencies_ms(chosen)[metric].dropna())
+            share = np.arange(1, len(values) + 1) / len(values)
+            label = f"{side}, {load:.0%}"
+            axes.plot(values, share, linestyle=dash, color=colour, label=label, linewidth=1.4)
+    axes.set_xlabel(f"{METRICS[metric]}, ms")
+    if metric == "ttft":
+        axes.set_xscale("log")
+        _label(axes.xaxis, *axes.get_xlim())
+
+
 def _times(axes: Axes, marks: Sequence[Mark], error: PhaseError | None) -> None:
     """Draw predicted against measured times."""
     times = [ms for mark in marks for ms in (mark.measured_ms, mark.predicted_ms)]
@@ -95,9 +147,7 @@ def _times(axes: Axes, marks: Sequence[Mark], error: PhaseError | None) -> None:
         axes.plot(measured, [mark.predicted_ms for mark in group], **look)
     axes.set(xscale="log", yscale="log", xlim=ends, ylim=ends)
     for axis in (axes.xaxis, axes.yaxis):
-        axis.set_major_locator(FixedLocator(_ticks(*ends.tolist())))
-        axis.set_major_formatter("{x:g}")
-        axis.set_minor_locator(NullLocator())
+        _label(axis, *ends.tolist())
     if error is not None:
         axes.annotate(
             f"held out: {error.points} points\nmedian {error.median_abs_frac:.1%}, "
@@ -132,6 +182,13 @@ def _groups(marks: Sequence[Mark]) -> list[tuple[list[Mark], dict[str, Any]]]:
         (aside, plain | diamond | {"label": "held out"}),
     ]
     return [(group, look) for group, look in looks if group]  # no points would have no extent
+
+
+def _label(axis: Axis, low: float, high: float) -> None:
+    """Give a logarithmic axis plain numbers."""
+    axis.set_major_locator(FixedLocator(_ticks(low, high)))
+    axis.set_major_formatter("{x:g}")
+    axis.set_minor_locator(NullLocator())
 
 
 def _ticks(low: float, high: float) -> list[float]:

@@ -29,12 +29,12 @@ from calibrate.diff import (
     SIMULATED,
     Difference,
     compare,
-    draw,
     markdown,
     same_requests,
 )
 from calibrate.executor import DeviceExecutor
 from calibrate.fit import read_about, write_profile
+from calibrate.pictures import draw_replay
 from calibrate.rig import PATH_NAMES, DeviceRig, open_rig
 from calibrate.runs import timed
 from calibrate.score import evaluate
@@ -230,7 +230,8 @@ class Replay:
         about = [*self._about, "", *STEPS_HEAD, *self._steps]
         write_text(self.folder / "diff.md", markdown(compared, about))
         write_text(self.folder / "engine.yaml", "".join(self._engines))
-        draw(table, f"{setting.model.name} on {setting.gpu.name}", self.folder / "cdf.png")
+        title = f"{setting.model.name} on {setting.gpu.name}"
+        draw_replay(table, title, self.folder / "cdf.png")
 
     def _write_profiles(self, engine: HostTerm) -> None:
         """Write the profiles the simulated side uses, with the engine's own time."""

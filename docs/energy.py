@@ -39,7 +39,7 @@ MEASURED = (
     (64, 0.20, "8B, older vLLM", (0, 5)),
     (64, 0.12, "8B, newer", (20, 4)),
     (1, 2.6, "a 7B", (13, 3)),
-    (128, 0.050, "a 7B", (14, 3)),
+    (128, 0.050, "a 7B", (14, -2)),
 )
 """Batch, J a token, what, place of its name in points: published for an H100
 (spec/neighbours.md section 6)."""
@@ -121,6 +121,7 @@ def draw() -> Figure:
 
 def _batches(axes: Axes) -> None:
     axes.set_xscale("log", base=2)
+    axes.set_xlim(0.75, 240)
     axes.set_xticks(BATCHES, [str(b) for b in BATCHES])
     axes.minorticks_off()
     axes.set_xlabel(f"requests in the batch ({MODEL}, {CONTEXT_TOKENS} tokens each)")

@@ -284,7 +284,9 @@ def _open(
 ) -> DeviceRig:
     need_torch()
     from calibrate.rig import open_rig
+    from sim.costs.catalogue import model_named
 
+    model_named(model)  # an unknown one ends here
     say(f"loading {model} on {device}")
     rig = open_rig(model, device, dtype, PATHS[padded], weights, gpu)
     for path, (kernel, note) in rig.kernels().items():

@@ -44,7 +44,6 @@ from sim.types import (
     N,
     Policy,
     Request,
-    SimulationError,
     Trace,
     to_fs,
     to_s,
@@ -72,7 +71,7 @@ def simulate(
     Raises:
         PlanError: the policy broke the contract.
         Deadlock: requests wait, nothing runs and the policy asks for nothing.
-        BadInput: a count of the trace is over the range of the records.
+        BadInput: a count of the trace, or a step, is over the range of the records.
         TypeError: the policy is no `Policy`.
     """
     if not isinstance(policy, Policy):  # compiled, the call itself says so
@@ -87,9 +86,9 @@ def simulate(
     try:
         return Simulation(trace, policy, specs, settings).run()
     except struct.error as error:
-        raise SimulationError(
-            f"a number does not fit the records (counts: {LARGEST_COUNT}, a step: 2**63 - 1 fs): "
-            f"{error}"
+        raise BadInput(
+            "a step is too long or too large for the records (over 9,223 s, or a sum of over "
+            f"{LARGEST_COUNT} tokens): the profile, engine.min_step_ms, num_gpu_blocks or lengths"
         ) from error
     finally:
         gc.set_threshold(*often)

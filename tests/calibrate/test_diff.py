@@ -4,7 +4,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from calibrate.diff import Difference, compare, draw, figures, markdown, same_requests
+from calibrate.diff import Difference, compare, figures, markdown, same_requests
+from calibrate.pictures import draw_replay
 
 
 def rows(side, scale=1.0, policy="continuous", load=0.8, n=4):
@@ -98,5 +99,5 @@ def test_the_picture_has_a_row_for_each_policy(tmp_path):
         for load in (0.5, 0.8)
         for side, scale in (("real", 1.0), ("simulated", 1.1))
     ]
-    draw(pd.concat(parts), "tiny on cpu", tmp_path / "cdf.png")
+    draw_replay(pd.concat(parts), "tiny on cpu", tmp_path / "cdf.png")
     assert (tmp_path / "cdf.png").stat().st_size > 10_000

@@ -133,7 +133,7 @@ def test_a_sum_over_the_range(root):
         """,
     )
     assert line.startswith(
-        "sim.types.errors.SimulationError: a number does not fit the records (counts: 2147483647, "
+        "sim.types.errors.BadInput: a step is too long or too large for the records (over 9,223 s, "
     )
 
 

@@ -94,7 +94,10 @@ def test_the_resolved_config_can_be_run_again(load):
             ["workload.arrivals.process=poison"],
             "workload.arrivals.process: unknown 'poison'; did you mean 'poisson'? valid: poisson, ",
         ),
-        (["workload.arrivals={rate: 3}"], "workload.arrivals.process is missing; valid: poisson, "),
+        (
+            ["workload.arrivals={rate: 3}"],
+            "command line: workload.arrivals.process is missing; valid",
+        ),
         (["workload.rate=5"], "'workload.rate'; did you mean 'workload.arrivals.rate'? valid: "),
         (["gpu=h100"], "unknown key 'gpu'; did you mean 'cluster.gpu'? valid: cluster, policy"),
         (["engine.max_num_seqs=4"], "did you mean 'policy.max_num_seqs'? valid: padding"),
@@ -109,7 +112,7 @@ def test_the_resolved_config_can_be_run_again(load):
         (["cluster.count=null"], "cluster.count: Input should be a valid integer"),
         (["cluster=5"], "cluster: Input should be a valid dictionary"),
         (["cluster=null"], "cluster is missing; needed: cluster, policy, workload"),
-        (["cluster={gpu: h100, count: 1}"], "cluster.model is missing"),
+        (["cluster={gpu: h100, count: 1}"], "command line: cluster.model is missing"),
         (["cluster.pools=[{instances: 1, typ: 3}]"], "'cluster.pools.0.typ'; did you mean 'tp'?"),
         (["cluster.pools=[{instances: 0}]"], "cluster.pools.0.instances: Input should be"),
         (["policy=statik"], "unknown policy 'statik'; did you mean 'static'? valid: ascendra"),
@@ -159,6 +162,13 @@ def test_bad_files_give_one_line_with_the_file(load, text, said):
         load(text=text)
     assert said in str(error.value)
     assert "config.yaml" in str(error.value)
+
+
+def test_a_key_that_file_and_command_line_both_leave_out_is_missing_in_the_file(load):
+    text = MINIMAL.replace("gpu: a100-40gb, ", "")
+    assert text != MINIMAL
+    with pytest.raises(BadInput, match=r"config\.yaml: cluster\.gpu is missing"):
+        load("cluster.count=2", text=text)
 
 
 def test_files_that_cannot_be_read(tmp_path):

@@ -66,8 +66,13 @@ class Origins:
         return min(found, default=None)
 
     def where(self, key: str) -> str:
-        """Return whom to blame for a key."""
-        return self.of(key) or self.file
+        """Return whom to blame for a key: for a missing one, who alone set what it belongs to."""
+        found = self.of(key)
+        while found is None and "." in key:
+            key = key.rpartition(".")[0]
+            within = {v for k, v in self.given.items() if k.startswith(f"{key}.")}
+            found = within.pop() if len(within) == 1 else self.file if within else None
+        return found or self.file
 
 
 @dataclass(frozen=True)
