@@ -273,15 +273,21 @@ class Replay:
     ) -> Experiment:
         """Return the settings of a run; with fused steps the same, faster, in the simulator."""
         scenario, setting = self.scenario, self.rig.setting
-        padded, clock = policy != "continuous", DEVICE if policy in SPLIT else WALL
-        instances = 2 if policy in SPLIT else 1
+        # Split pools have a profile each: prefills are padded, decodes are not.
+        pools = [
+            {"role": role, "instances": 1, "profile": str(self._profile_path(padded, DEVICE))}
+            for role, padded in (("prefill", True), ("decode", False))
+        ]
+        split = policy in SPLIT
+        instances = len(pools) if split else 1
         return resolve(
             {
                 "cluster": {
                     "gpu": setting.gpu.name,
                     "count": instances,
                     "model": setting.model.name,
-                    "profile": str(self._profile_path(padded, clock)),
+                    "profile": str(self._profile_path(policy != "continuous", WALL)),
+                    "pools": pools if split else None,
                 },
                 "policy": {"name": policy, **self._limits(policy)},
                 "workload": {

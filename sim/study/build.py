@@ -220,7 +220,9 @@ def _pools(experiment: Experiment, policy: Policy) -> Sequence[Pool]:
     cluster = experiment.cluster
     if cluster.pools is not None:
         source = f"{experiment.origins.where('cluster.pools')}: cluster.pools"
-        pools = [Pool(p.role, p.instances, p.tp, p.pp, p.gpu) for p in cluster.pools]
+        pools = [
+            Pool(p.role, p.instances, p.tp, p.pp, p.gpu, profile=p.profile) for p in cluster.pools
+        ]
     else:
         source = f"policy {policy.name!r}"
         tp = _min_tp(experiment)
@@ -299,7 +301,8 @@ def _lanes(experiment: Experiment, whole: InstanceInfo, number: int) -> list[Ins
         spec.total_blocks //= pool.pp
         spec.total_swap_blocks //= pool.pp
         spec.pipeline, spec.stages = number, pool.pp
-        lane = Pool(pool.role, 1, pool.tp, 1, pool.gpu)  # a lane counts as its share of the GPUs
+        # a lane counts as its share of the GPUs
+        lane = Pool(pool.role, 1, pool.tp, 1, pool.gpu, profile=pool.profile)
         lanes.append(InstanceInfo(lane, whole.gpu, whole.costs, spec))
     return lanes
 
@@ -312,7 +315,7 @@ def _instance(experiment: Experiment, policy: Policy, pool: Pool) -> InstanceInf
         gpu,
         pool.tp,
         pool.pp,
-        cluster.profile,
+        pool.profile or cluster.profile,
         num_gpu_blocks=engine.num_gpu_blocks,
         block_size=engine.block_size,
         max_model_len=max_model_len(experiment),

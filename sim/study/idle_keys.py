@@ -171,6 +171,11 @@ _OF_DRAFTS = tuple(
 
 RULES = (
     Rule(
+        ("cluster.profile",),
+        lambda case: any(i.pool.profile is None for i in case.instances),
+        "every pool names its own",
+    ),
+    Rule(
         ("cluster.link.latency_ms", "cluster.link.shared", "cluster.link.overlap"),
         lambda case: case.moves,
         "no KV cache moves: there are no prefill and decode instances",

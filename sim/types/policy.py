@@ -28,6 +28,7 @@ class Pool:
         pp: pipeline stages of each.
         gpu: GPU name; None means the cluster's.
         sequential: pp > 1 and one batch passes all stages before the next (a layer split).
+        profile: step times, as the config names them; None means the cluster's.
     """
 
     def __init__(
@@ -38,6 +39,7 @@ class Pool:
         pp: N = 1,
         gpu: str | None = None,
         sequential: bool = False,
+        profile: str | None = None,
     ) -> None:
         self.role = role
         self.instances = instances
@@ -45,6 +47,7 @@ class Pool:
         self.pp = pp
         self.gpu = gpu
         self.sequential = sequential
+        self.profile = profile
 
 
 class ClusterInfo:

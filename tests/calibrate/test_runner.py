@@ -4,12 +4,13 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from gpu_standins import capture, in_place
 
 from calibrate import attention, graphs, runner
 from calibrate.attention import Flex, Group, choose_packed, difference, loop, probe, rectangle
 from calibrate.cache import MAX_SEQUENCES, TRASH_ROW, OutOfBlocks, PagedCache
 from calibrate.device import Device
-from calibrate.graphs import Captured, DecodeGraphs
+from calibrate.graphs import DecodeGraphs
 from calibrate.model import Transformer
 from calibrate.runner import Chunk, Runner
 from calibrate.weights import Constants
@@ -254,35 +255,6 @@ def test_the_choice_falls_back_and_says_why(monkeypatch):
 
 
 # --- decodes that read pages in place, without the GPU -------------------------------------------
-
-
-def in_place(q, keys, values, table, rows, lengths, spans, page):
-    """What `calibrate.paged.paged_attention` computes, in plain torch."""
-    assert (spans >= lengths).all()
-    out = []
-    for query, row, length in zip(q, rows, lengths, strict=True):
-        places = torch.arange(int(length))
-        slots = table[row, places // page].long() * page + places % page
-        one = Group.of([1], [int(length)], q.device)
-        out.append(loop(query[None], keys[slots], values[slots], one))
-    return torch.cat(out)
-
-
-class Replay:
-    """Stands for a CUDA graph: decodes what is in its inputs, into its outputs."""
-
-    def __init__(self, decode, inputs):
-        self.decode, self.inputs = decode, inputs
-        self.tokens = decode(inputs)
-
-    def replay(self):
-        self.tokens.copy_(self.decode(self.inputs))
-
-
-def capture(self, size):
-    """Stands for `DecodeGraphs._capture`."""
-    replay = Replay(self._decode, self._spare.repeat(1, size))
-    return Captured(replay, replay.inputs, replay.tokens)
 
 
 @pytest.mark.parametrize("padded", [False, True])

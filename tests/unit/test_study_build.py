@@ -50,6 +50,19 @@ def test_pools_of_the_config_win():
     assert setup.gpus == 4
 
 
+def test_a_pool_may_have_a_profile_of_its_own():
+    pools = [
+        {"role": "prefill", "instances": 1},
+        {"role": "decode", "instances": 1, "profile": "roofline"},
+    ]
+    setup = built(cluster={"pools": pools}, policy="distserve")
+    prefill, decode = (instance.costs.profile for instance in setup.instances)
+    assert (prefill.basis, decode.basis) == ("derived", "roofline")
+    alone = built(cluster={"profile": "roofline"}).instances[0]
+    assert decode == alone.costs.profile
+    assert setup.specs[1].cost.decode(4).base_fs == alone.spec.cost.decode(4).base_fs
+
+
 def test_roofline_needs_no_profile():
     setup = built(cluster={"gpu": "h200", "model": "qwen3-32b", "count": 1, "profile": "roofline"})
     assert any("peak figures, not measured" in note for note in setup.notes)

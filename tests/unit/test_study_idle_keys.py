@@ -36,7 +36,7 @@ SECTIONS = {
 
 HEEDED = {
     # what there is, and which requests come when
-    *("cluster.gpu", "cluster.count", "cluster.model", "cluster.profile", "cluster.pools"),
+    *("cluster.gpu", "cluster.count", "cluster.model", "cluster.pools"),
     *("workload.source", "workload.mixture", "workload.num_requests", "workload.duration_s"),
     *("workload.max_model_len", "workload.max_output_len", "workload.arrivals"),
     *("workload.shared_prefix.tokens", "workload.shared_prefix.share"),
@@ -117,6 +117,12 @@ OF_POOL = {
 }
 
 CASES = [
+    (
+        "cluster.profile",
+        ("vllm", "distserve"),
+        {"cluster.pools": [{"instances": 1, "profile": "auto"}]},
+        {"cluster.pools": [{"instances": 1}, {"instances": 1, "profile": "auto"}]},
+    ),
     ("cluster.link.latency_ms", (5, 50), {}, SPLIT),
     ("cluster.link.shared", (True, False), {}, {**TIGHT, "cluster.link.gb_per_s": 0.1}),
     (

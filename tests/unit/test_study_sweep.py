@@ -11,9 +11,11 @@ from pathlib import Path
 import pandas as pd
 import pyarrow.parquet as pq
 import pytest
+import yaml
 from small_sweeps import shards_of, sweep_into, write_config
 
 import policies
+from sim.costs.library import find_profile
 from sim.study import load, provenance
 from sim.study.sweeps import shards
 from sim.study.sweeps import task as sweep_task
@@ -101,6 +103,17 @@ def test_a_trace_file_with_new_content_is_another_task(tmp_path, monkeypatch):
     trace.write_text("arrived_at_s,prompt_tokens,output_tokens\n0,5,5\n1,6,5\n")
     (after,) = plan_sweep(config).tasks
     assert before != after
+
+
+def test_a_profile_of_a_pool_with_new_content_is_another_task(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    shipped = find_profile("llama-2-13b", "a100-40gb", 1)
+    Path("own.yaml").write_text(yaml.safe_dump(shipped.model_dump(mode="json")))
+    config = write_config(tmp_path, "{cluster.pools: [[{instances: 1, profile: ./own.yaml}]]}")
+    (before,) = plan_sweep(config).tasks
+    with Path("own.yaml").open("a") as file:
+        file.write("# edited\n")
+    assert before not in plan_sweep(config).tasks
 
 
 class OwnEntry:

@@ -19,6 +19,9 @@ class PoolConfig(Section):
     tp: int = Field(1, ge=1, description="tensor-parallel degree, GPUs")
     pp: int = Field(1, ge=1, description="pipeline stages, GPUs")
     gpu: str | None = Field(None, description="catalogue name; null: the cluster's")
+    profile: str | None = Field(
+        None, min_length=1, description="step times, as cluster.profile; null: the cluster's"
+    )
 
 
 class LinkConfig(Section):

@@ -202,8 +202,9 @@ def result_files(experiment: Experiment) -> list[str]:
     workload = experiment.workload
     named = [workload.source, *(workload.mixture or {})]
     found = [name for name in named if is_file(name)]
-    if Path(experiment.cluster.profile).is_file():
-        found.append(experiment.cluster.profile)
+    cluster = experiment.cluster
+    profiles = [cluster.profile, *(pool.profile for pool in cluster.pools or ())]
+    found += [name for name in profiles if name is not None and Path(name).is_file()]
     names = [choice.name for choice in experiment.policies]
     return [ENGINE, *found, *(f"{OWN}{name}" for name in names if own_file(name) is not None)]
 
