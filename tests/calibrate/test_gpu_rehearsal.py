@@ -10,10 +10,14 @@ import yaml
 from gpu_standins import Standin, capture, in_place
 
 from calibrate import measure, points, rig, runner
+from calibrate.attention import varlen
 from calibrate.graphs import DecodeGraphs
+from calibrate.model import Transformer
 from calibrate.replay import Scenario, replay_folder
+from calibrate.runner import Chunk
 from calibrate.samples import read_samples
 from sim.cli import main
+from sim.costs.catalogue import model_named
 
 SHORT = Scenario(seconds=0.2, max_model_len=64, max_output_len=8, loads=(0.8,))
 
@@ -82,3 +86,56 @@ def test_both_sides_serve_the_same_with_the_profiles_of_what_ran(rehearsed):
         "bucketserve": ["profile_padded_device.yaml", "profile_ragged_device.yaml"],
     }
     assert len(rehearsed.found) == 3 * 10
+
+
+# -- what a CUDA graph may not do ------------------------------------------------------------------
+
+
+class Meta(Standin):
+    """A device whose tensors have no values: reading one, or mixing in the CPU's, is an error."""
+
+    def __init__(self):
+        super().__init__()
+        self.torch_device = torch.device("meta")
+
+
+class Seedless:
+    """No generator: there is nothing to draw."""
+
+    def __init__(self, _device):
+        pass
+
+    def manual_seed(self, _seed):
+        return None
+
+
+def no_values(q, keys, values, table, rows, lengths, spans, _page):
+    """The paged kernel's contract, of which its own tests know nothing."""
+    assert {x.device.type for x in (q, keys, values, table, rows, lengths, spans)} == {"meta"}
+    assert (table.dtype, rows.dtype, lengths.dtype) == (torch.int32, torch.int64, torch.int64)
+    assert all(x.is_contiguous() for x in (keys, values, table))
+    return torch.empty_like(q)
+
+
+@pytest.mark.parametrize("padded", [False, True])
+@pytest.mark.parametrize("name", ["llama-3.1-8b", "opt-13b", "qwen3-32b"])
+@torch.inference_mode()
+def test_a_step_reads_nothing_back_from_the_device(name, padded, monkeypatch):
+    monkeypatch.setattr(torch, "Generator", Seedless)
+    monkeypatch.setattr(runner, "choose_paged", lambda *_: (no_values, ""))
+    monkeypatch.setattr(runner, "choose_packed", lambda *_: ("varlen", varlen(), ""))
+    monkeypatch.setattr(DecodeGraphs, "_capture", lambda self, _size: self._decode(self._spare))
+    spec = model_named(name).model_copy(update={"layers": 2})
+    model = Transformer.random(spec, "bf16", torch.device("meta"))
+    at = runner.Runner(model, Meta(), num_blocks=4096, padded=padded)
+    at.warm_up(8)
+    at._graphs = None
+    steps = [
+        ([Chunk(0, range(70)), Chunk(1, range(100))], []),
+        ([Chunk(2, range(33)), Chunk(1, range(50), 100)], [0]),
+        ([], [0, 1, 2]),
+    ]
+    for chunks, decodes in steps:
+        batch = at._prepare(chunks, decodes)
+        assert at._launch(batch).shape == (len(chunks) + len(decodes),)
+        at._advance(batch)
