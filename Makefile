@@ -81,7 +81,7 @@ WHEEL_PYTHON := 3.12
 wheelhouse: setup ## collect the wheels that a GPU machine without network lacks (3 MiB)
 	$(BIN)/python -m pip download --quiet --no-deps --only-binary :all: --python-version $(WHEEL_PYTHON) \
 		--platform manylinux2014_x86_64 -c constraints.txt -d wheelhouse \
-		simpy pydantic pydantic_core joblib annotated-types typing-inspection typing_extensions
+		simpy mypy_extensions joblib cloudpickle pydantic pydantic_core annotated-types typing-inspection typing_extensions
 
 figures: setup ## draw the paper's figures and their twins into results/out/figures (< 10 min on 2 cores; resumes)
 	$(BIN)/bucketsim figures --out $(OUT)/figures
