@@ -163,7 +163,10 @@ class Device:
     def _driver(self) -> str | None:
         if self._nvml is None:
             return None
-        version = self._nvml.nvmlSystemGetDriverVersion()
+        try:
+            version = self._nvml.nvmlSystemGetDriverVersion()
+        except self._nvml.NVMLError:
+            return None
         return version.decode() if isinstance(version, bytes) else str(version)
 
 

@@ -1,6 +1,7 @@
 """Opening a device, its timer and what it says about itself."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -65,3 +66,41 @@ def test_a_gpu_beyond_the_last(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     with pytest.raises(BadInput, match="device 'cuda:2': this machine has 2; valid: cuda:0 to 1"):
         Device.open("cuda:2")
+
+
+class Nvml:
+    """A library that knows one GPU, and in some sandboxes nothing."""
+
+    class NVMLError(Exception):
+        pass
+
+    def __init__(self, blind=False):
+        self.blind = blind
+
+    def nvmlDeviceGetHandleByUUID(self, uuid):  # noqa: N802
+        if self.blind or uuid != "GPU-1234":
+            raise self.NVMLError
+        return uuid
+
+    def nvmlDeviceGetClockInfo(self, _handle, kind):  # noqa: N802
+        return {1: 1980}[kind]
+
+    def nvmlDeviceGetPowerUsage(self, _handle):  # noqa: N802
+        return 612_500
+
+    def nvmlSystemGetDriverVersion(self):  # noqa: N802
+        if self.blind:
+            raise self.NVMLError
+        return b"580.159.03"
+
+
+@pytest.mark.parametrize(
+    ("blind", "found"), [(False, (1980.0, 612.5, "580.159.03")), (True, (None, None, None))]
+)
+def test_clock_power_and_driver_are_read_where_they_can_be(blind, found, monkeypatch):
+    monkeypatch.setattr(
+        torch.cuda, "get_device_properties", lambda _device: SimpleNamespace(uuid="1234")
+    )
+    device = Device(torch.device("cpu"))
+    device._nvml = Nvml(blind)
+    assert (device.sm_clock_mhz(), device.power_w(), device._driver()) == found
