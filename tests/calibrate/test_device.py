@@ -77,18 +77,18 @@ class Nvml:
     def __init__(self, blind=False):
         self.blind = blind
 
-    def nvmlDeviceGetHandleByUUID(self, uuid):  # noqa: N802
+    def nvmlDeviceGetHandleByUUID(self, uuid):
         if self.blind or uuid != "GPU-1234":
             raise self.NVMLError
         return uuid
 
-    def nvmlDeviceGetClockInfo(self, _handle, kind):  # noqa: N802
+    def nvmlDeviceGetClockInfo(self, _handle, kind):
         return {1: 1980}[kind]
 
-    def nvmlDeviceGetPowerUsage(self, _handle):  # noqa: N802
+    def nvmlDeviceGetPowerUsage(self, _handle):
         return 612_500
 
-    def nvmlSystemGetDriverVersion(self):  # noqa: N802
+    def nvmlSystemGetDriverVersion(self):
         if self.blind:
             raise self.NVMLError
         return b"580.159.03"
