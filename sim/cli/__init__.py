@@ -78,9 +78,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         status = app(arguments, prog_name="bucketsim", standalone_mode=False)
     except (KeyboardInterrupt, typer.Abort):
-        return _fail(INTERRUPTED, "interrupted")
+        status = INTERRUPTED
     except Exception as error:
         return _failed(error)
+    if status == INTERRUPTED:  # newer versions of Typer return it without a word
+        return _fail(INTERRUPTED, "interrupted")
     return status if isinstance(status, int) else DONE
 
 

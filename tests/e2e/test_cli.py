@@ -325,8 +325,10 @@ def test_interrupted_is_status_130(config):
             _, err = process.communicate(timeout=20)
         finally:
             process.kill()
-    assert process.returncode == 130
-    assert "Traceback" not in err
+    # Python ends by the signal itself where the interrupt went through a nested evaluation, as in
+    # some imports, though it was caught; a shell shows 130 for both.
+    assert process.returncode in (130, -signal.SIGINT)
+    assert err == "bucketsim: error: interrupted\n"
 
 
 def test_help_is_fast_and_imports_nothing_heavy():
