@@ -24,6 +24,7 @@ from sim.cli import (
     validate,
     workload,
 )
+from sim.cli.show import Interrupted
 
 DONE, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
 
@@ -94,6 +95,8 @@ def _failed(error: Exception) -> int:
         return _fail(BAD_INPUT, f"{error.format_message().rstrip('.')}. See --help.")
     if isinstance(error, BadInput):
         return _fail(BAD_INPUT, str(error))
+    if isinstance(error, Interrupted):
+        return _fail(INTERRUPTED, f"interrupted; {error}")
     if isinstance(error, SimulationError):
         return _fail(FAILED, str(error))
     if isinstance(error, OSError):

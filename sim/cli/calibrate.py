@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from sim.cli.show import notices, progress, say, show_columns, show_json
+from sim.cli.show import Interrupted, notices, progress, say, show_columns, show_json
 
 if TYPE_CHECKING:
     from calibrate.fit import FitReport
@@ -96,8 +96,7 @@ def measure(
         with progress("measuring") as update:
             outcome = measure(rig, points, out, 60 * minutes, update)
     except KeyboardInterrupt:
-        say(f"interrupted: {out} keeps the finished points, the same command goes on")
-        raise
+        raise Interrupted(f"{out} keeps the finished points, the same command goes on") from None
     notices(outcome.notes)
     say(f"wrote {out / SAMPLES}")
     if json:

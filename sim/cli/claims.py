@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from sim.cli.figures import PAPER, RECIPES, SAY_EVERY_S
-from sim.cli.show import say
+from sim.cli.show import Interrupted, say
 
 if TYPE_CHECKING:
     from sim.study.paper.claims import Result, Study
@@ -132,8 +132,7 @@ def _judged(
     try:
         return judge_claims(study, out, _jobs(jobs), points, alone, Teller("settings"))
     except KeyboardInterrupt:
-        say(f"interrupted; what is finished is in {out}, the same command goes on")
-        raise
+        raise Interrupted(f"what is finished is in {out}, the same command goes on") from None
 
 
 def _jobs(jobs: int | None) -> int:

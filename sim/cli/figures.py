@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from sim.cli.show import say
+from sim.cli.show import Interrupted, say
 
 if TYPE_CHECKING:
     from sim.study.paper.numbers import Paper
@@ -52,8 +52,7 @@ def figures(
         failed = [] if whole is None else _simulate(whole, out, jobs)
         _draw([figure for figure in planned if not figure.tasks.keys() & failed], known, out)
     except KeyboardInterrupt:
-        say(f"interrupted; what is finished is in {out}, the same command goes on")
-        raise
+        raise Interrupted(f"what is finished is in {out}, the same command goes on") from None
     if failed:
         from sim.types.errors import SimulationError
 

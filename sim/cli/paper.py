@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from sim.cli import claims
-from sim.cli.show import say
+from sim.cli.show import Interrupted, say
 
 if TYPE_CHECKING:
     from sim.study.paper.units import Progress
@@ -90,8 +90,7 @@ def _run(study: Callable[..., Any], planned: Any, out: Path, jobs: int | None) -
     try:
         found = study(planned, out, jobs or cpu_count(), progress)
     except KeyboardInterrupt:
-        say(f"interrupted; what is finished is in {out}, the same command goes on")
-        raise
+        raise Interrupted(f"what is finished is in {out}, the same command goes on") from None
     teller.end(progress)
     return found
 

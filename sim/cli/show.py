@@ -14,6 +14,10 @@ WIDTH_OF_FILES = 200
 """Columns of a table that goes to a file or a pipe."""
 
 
+class Interrupted(Exception):
+    """The user stopped a command that keeps what it has done; says where, and how to go on."""
+
+
 def console() -> Console:
     """Return the console of stdout."""
     from rich.console import Console

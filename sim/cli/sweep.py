@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from sim.cli.show import notices, progress, say, show_columns, show_json
+from sim.cli.show import Interrupted, notices, progress, say, show_columns, show_json
 from sim.cli.study import Config, Json, Overrides
 
 if TYPE_CHECKING:
@@ -110,8 +110,7 @@ def _sweep(planned: Sweep, folder: Path, workers: Backend, resume: bool, json: b
         with progress("sweeping", rate=True) as update:
             done = run_sweep(planned, folder, workers, resume, update)
     except KeyboardInterrupt:
-        say(f"interrupted; what is finished is in {folder}, --resume goes on")
-        raise
+        raise Interrupted(f"what is finished is in {folder}, --resume goes on") from None
     _report(planned, folder, done, json)
 
 

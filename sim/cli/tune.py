@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from sim.cli.capacity import Attainment, EveryClass
-from sim.cli.show import notices, progress, say, show, show_json
+from sim.cli.show import Interrupted, notices, progress, say, show, show_json
 from sim.cli.study import Config, Jobs, Json, Overrides
 
 SHOWN_FAILURES = 10
@@ -49,8 +49,7 @@ def tune(
         with progress("tuning") as update:
             found = tune(space, target, trials, load, folder, jobs, resume, update)
     except KeyboardInterrupt:
-        say(f"interrupted; what is measured is in {folder}, --resume goes on")
-        raise
+        raise Interrupted(f"what is measured is in {folder}, --resume goes on") from None
     notices(found.notes)
     failures = failure_lines(found)
     for line in failures[:SHOWN_FAILURES]:

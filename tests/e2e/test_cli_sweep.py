@@ -210,7 +210,9 @@ def test_interrupt_keeps_the_finished_shards(config, tmp_path):
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does: the workers get it, too
     _, err = process.communicate(timeout=30)
     assert process.returncode == 130
-    assert err.splitlines()[-1].startswith("interrupted; what is finished is in study-sweep")
+    assert err.splitlines()[-1] == (
+        "bucketsim: error: interrupted; what is finished is in study-sweep, --resume goes on"
+    )
     assert "Traceback" not in err
     kept = len(list(shards.glob("*.parquet")))
     assert 3 <= kept < 300
