@@ -128,6 +128,8 @@ def ciw_served(gaps: ciw.dists.Distribution, service: ciw.dists.Distribution, co
     return np.array([r.waiting_time for r in records]), np.array([r.node - 2 for r in records])
 
 
+# Ciw copies an iterator of itertools, which Python 3.12 and 3.13 warn of.
+@pytest.mark.filterwarnings("ignore:Pickle, copy, and deepcopy support:DeprecationWarning")
 @pytest.mark.parametrize("lengths", ["fixed", "geometric"])
 def test_shortest_queue_joins_as_ciw_does(lengths):
     """The same arrivals and services: the same server and wait for every request."""
