@@ -51,14 +51,18 @@ MANY_BANDS = (1, 2, 8, 32, 128)
 """Starts of the bands of batch sizes that have their own price of a cached token."""
 
 HOST_SHARE = 0.5
-"""Share of the squared gaps between wall and device time that the host term must explain. Below it
-the gaps are noise (a CPU: the host is the device) and the fit takes the wall time as a whole."""
+"""Share of the squared gaps between wall and device time that the host term must explain, points
+missed by far more than most counting less. Below it the gaps are noise (a CPU: the host is the
+device) and the fit takes the wall time as a whole."""
 
 ROUNDS = 3
 HUBER = 3.0
 LEAST_BOUND = 0.02
 """Rounds of a fit. A point missed by more than this many times the median error (two standard
 deviations of normal noise), and by more than this share, counts less."""
+
+LEAST_GAP_BOUND = 0.002
+"""Likewise for the host's part: by this share of the whole step."""
 
 REACH = 0.25
 """A band must hold points with this share of the cached tokens that its batches can have. Else its
@@ -145,9 +149,15 @@ def fit_terms(samples: Sequence[Sample], form: Form) -> Terms:
     for _ in range(ROUNDS):
         terms = _fit_once(rows, form)
         missed = np.abs(_predicted(terms, rows) / rows.y - 1.0)
-        bound = max(HUBER * float(np.median(missed)), LEAST_BOUND)
-        rows = replace(rows, trust=bound / np.maximum(missed, bound))
+        rows = replace(rows, trust=_trust(missed, LEAST_BOUND))
     return terms.model_copy(update={"host": host or HostTerm()})
+
+
+def _trust(missed: Floats, least: float) -> Floats:
+    """Return how much points count (Huber), by how much the last fit missed them."""
+    bound = max(HUBER * float(np.median(missed)), least)
+    trust: Floats = bound / np.maximum(missed, bound)
+    return trust
 
 
 def _fit_once(every: Rows, form: Form) -> Terms:
@@ -194,22 +204,27 @@ def _predicted(terms: Terms, rows: Rows) -> Floats:
 
 
 def fit_host(samples: Sequence[Sample]) -> HostTerm | None:
-    """Fit `step + seq*S + prefill_step` to wall minus device time; None where it does not show."""
-    gap = _column(samples, "wall_ms") - _column(samples, "device_ms")
-    weights = 1.0 / _column(samples, "wall_ms")
+    """Fit `step + seq*S + prefill_step` to wall minus device time; None where it does not show.
+
+    `ROUNDS` times, as `fit_terms` does.
+    """
+    wall = _column(samples, "wall_ms")
+    gap = wall - _column(samples, "device_ms")
     sequences = _column(samples, "chunks") + _column(samples, "batch")
     chunk = (_column(samples, "chunks") > 0).astype(float)
     design = np.column_stack([np.ones_like(gap), sequences, chunk])
-    left = {}
-    for columns in (2, 3):
-        x = solve(design[:, :columns], gap, weights)
-        left[columns] = (float(np.sum(((design[:, :columns] @ x - gap) * weights) ** 2)), x)
-    columns = 3 if left[2][0] > SHOWN_AT * left[3][0] else 2
-    loss, x = left[columns]
-    total = float(np.sum((gap * weights) ** 2))
-    if total == 0.0 or loss > (1.0 - HOST_SHARE) * total:
+    trust = np.ones_like(gap)
+    for _ in range(ROUNDS):
+        weights = np.sqrt(trust) / wall
+        fits = [solve(design[:, :columns], gap, weights) for columns in (2, 3)]
+        left = [design[:, : len(x)] @ x - gap for x in fits]
+        plain, full = (float(np.sum((missed * weights) ** 2)) for missed in left)
+        shown = plain > SHOWN_AT * full
+        total = float(np.sum((gap * weights) ** 2))
+        trust = _trust(np.abs(left[shown]) / wall, LEAST_GAP_BOUND)
+    if total == 0.0 or (full if shown else plain) > (1.0 - HOST_SHARE) * total:
         return None
-    step, seq, prefill = (_digits(float(value)) for value in (*x, 0.0)[:3])
+    step, seq, prefill = (_digits(float(value)) for value in (*fits[shown], 0.0)[:3])
     return HostTerm(step_ms=step, seq_ms=seq, prefill_step_ms=prefill)
 
 

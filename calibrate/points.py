@@ -297,9 +297,9 @@ def _decode(limits: Limits, padded: bool) -> Iterator[Point]:
         contexts = _contexts(limits, count)
         for context in contexts:
             yield Point("decode", padded, decodes=(context,) * count)
-        if count > 1 and contexts and contexts[-1] > 2 * SHORTEST:
-            decodes = ladder(contexts[-1], SHORTEST, count, RUNGS)
-            yield Point("decode", padded, decodes=decodes)
+        for longest in contexts[:-3:-1]:
+            if count > 1 and longest > 2 * SHORTEST:
+                yield Point("decode", padded, decodes=ladder(longest, SHORTEST, count, RUNGS))
 
 
 def _contexts(limits: Limits, count: int) -> list[int]:

@@ -124,6 +124,16 @@ def test_host_is_wall_minus_device():
     assert host.prefill_step_ms == 0.0
 
 
+def test_few_steps_that_keep_the_host_much_longer_do_not_hide_it():
+    """As layouts of very long prefixes did."""
+    samples = measured(TERMS, grid())
+    long = sorted(samples, key=lambda s: s.context_tokens)[-len(samples) // 10 :]
+    host = fit_host([replace(s, wall_ms=2 * s.wall_ms) if s in long else s for s in samples])
+    assert host is not None
+    assert host.step_ms == pytest.approx(0.8, rel=0.1)
+    assert host.seq_ms == pytest.approx(0.01, rel=0.1)
+
+
 @pytest.mark.parametrize("seed", range(3))
 def test_host_that_does_not_show_is_lumped(seed):
     random = np.random.default_rng(seed)
