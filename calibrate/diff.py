@@ -12,10 +12,19 @@ METRICS = {"ttft": "TTFT", "tpot": "TPOT", "e2el": "E2E latency"}
 PERCENTILES = {"p50": 50, "p90": 90}
 MS_PER_S = 1e3
 
+REAL, SIMULATED, REPEATED, LONGER = "real", "simulated", "repeated", "longer"
+LONGER_FRAC = 0.01
+"""By which the steps of the simulated run `LONGER` are longer."""
+
+COLUMNS = (
+    "Error: simulated / real - 1. Real again: the real run repeated, against the first. "
+    f"+{LONGER_FRAC:.0%}: what the simulated figure does when every step is longer by "
+    f"{LONGER_FRAC:.0%} of the mean step; an error of that size is no more than an error of the "
+    f"steps by {LONGER_FRAC:.0%}.",
+)
+
 MEAN_BAR, TAIL_BAR, OVER_BAR = 0.03, 0.07, 0.05
 """Largest errors: mean TPOT and E2E, TTFT and p90, and all that counts at 100 %."""
-
-REAL, SIMULATED, REPEATED = "real", "simulated", "repeated"
 
 
 @dataclass(frozen=True)
@@ -29,6 +38,8 @@ class Difference:
         real: on the device.
         simulated: by the simulator.
         repeated: on the device once more; NaN where that was not done.
+        longer: by the simulator, every step longer by `LONGER_FRAC` of the mean step. Where a batch
+            must end before it can admit, a figure can move by far more than the steps did.
     """
 
     policy: str
@@ -37,6 +48,7 @@ class Difference:
     real: float
     simulated: float
     repeated: float
+    longer: float
 
     @property
     def error(self) -> float:
@@ -47,6 +59,11 @@ class Difference:
     def spread(self) -> float:
         """Repeated against real, a fraction: what the device itself varies by."""
         return self.repeated / self.real - 1
+
+    @property
+    def response(self) -> float:
+        """What longer steps do to the simulated figure, a fraction."""
+        return self.longer / self.simulated - 1
 
     @property
     def bar(self) -> float | None:
@@ -99,33 +116,32 @@ def compare(table: pd.DataFrame) -> list[Difference]:
     cases = table[["policy", "load"]].drop_duplicates()
     for policy, load in zip(cases["policy"].tolist(), cases["load"].tolist(), strict=True):
         runs = table[(table["policy"] == policy) & (table["load"] == load)]
-        real, simulated, repeated = (
-            figures(part) if len(part) else {}
-            for side in (REAL, SIMULATED, REPEATED)
-            for part in (runs[runs["side"] == side],)
-        )
+        sides = [runs[runs["side"] == side] for side in (REAL, SIMULATED, REPEATED, LONGER)]
+        columns = [figures(rows) if len(rows) else {} for rows in sides]
         found += [
-            Difference(policy, load, name, real[name], simulated[name], repeated.get(name, np.nan))
-            for name in real
+            Difference(policy, load, name, *(column.get(name, np.nan) for column in columns))
+            for name in columns[0]
         ]
     return found
 
 
 def markdown(found: Sequence[Difference], about: Sequence[str]) -> str:
     """Return `diff.md`: what was replayed, then one table per policy and load."""
-    lines = ["# Real against simulated", "", *about]
+    lines = ["# Real against simulated", "", *about, "", *COLUMNS]
     case = None
     for row in found:
         if (row.policy, row.load) != case:
             case = (row.policy, row.load)
             lines += ["", f"## {row.policy} at {row.load:.0%} of the saturation rate", ""]
-            lines += ["| figure | real | simulated | error | bar | real again |"]
-            lines += ["|---|" + "--:|" * 5]
+            head = f"| figure | real | simulated | error | bar | real again | +{LONGER_FRAC:.0%} |"
+            lines += [head, "|---|" + "--:|" * 6]
         verdict = "" if row.bar is None else "met" if abs(row.error) <= row.bar else "MISSED"
         bar = "" if row.bar is None else f"{verdict}, {row.bar:.0%}"
-        again = "" if np.isnan(row.repeated) else f"{row.spread:+.1%}"
+        again, response = (
+            "" if np.isnan(share) else f"{share:+.1%}" for share in (row.spread, row.response)
+        )
         lines.append(
             f"| {row.figure} | {row.real:.4g} | {row.simulated:.4g} | {row.error:+.1%} "
-            f"| {bar} | {again} |"
+            f"| {bar} | {again} | {response} |"
         )
     return "\n".join(lines) + "\n"

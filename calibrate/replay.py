@@ -15,7 +15,7 @@ requests and added to the profile's host term.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,8 @@ import pandas as pd
 from scipy.optimize import nnls
 
 from calibrate.diff import (
+    LONGER,
+    LONGER_FRAC,
     REAL,
     REPEATED,
     SIMULATED,
@@ -112,6 +114,11 @@ class _Case:
     @property
     def name(self) -> str:
         return f"{self.policy} at {self.load:.0%}"
+
+    def longer(self, step_ms: float) -> _Case:
+        """Return the case with longer steps."""
+        engine = self.experiment.engine.model_copy(update={"host_step_ms": step_ms})
+        return replace(self, experiment=replace(self.experiment, engine=engine))
 
 
 CPU = Scenario(seconds=3.0, max_model_len=512, max_output_len=64)
@@ -210,6 +217,8 @@ class Replay:
         self.say(f"{case.name}: {case.experiment.workload.num_requests} requests")
         executor = self._executor(case)
         sides = {SIMULATED: self._run(case, None), REAL: self._real(case, executor)}
+        step_ms = np.mean([timing.device_ms for _, timing in executor.steps])
+        sides[LONGER] = self._run(case.longer(LONGER_FRAC * float(step_ms)), None)
         if (case.policy, case.load) == REPEATED_RUN:
             sides[REPEATED] = self._real(case, self._executor(case))
         tables = {side: _table(case, side, record) for side, record in sides.items()}

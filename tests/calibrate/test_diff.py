@@ -46,10 +46,12 @@ def test_requests_of_one_token_have_no_tpot_and_unfinished_none_at_all():
 
 
 def test_errors_are_shares_of_the_real_figure():
-    table = pd.concat([rows("real"), rows("simulated", 1.1), rows("repeated", 0.95)])
+    sides = (("real", 1.0), ("simulated", 1.1), ("repeated", 0.95), ("longer", 1.32))
+    table = pd.concat([rows(side, scale) for side, scale in sides])
     compared = {row.figure: row for row in compare(table)}
     assert compared["mean_tpot_ms"].error == pytest.approx(0.1)
     assert compared["mean_tpot_ms"].spread == pytest.approx(-0.05)
+    assert compared["mean_tpot_ms"].response == pytest.approx(0.2)
     assert len(compared) == 10
 
 
@@ -66,12 +68,12 @@ def test_the_same_requests():
 
 
 def test_markdown_says_what_is_met():
-    table = pd.concat([rows("real"), rows("simulated", 1.05)])
+    table = pd.concat([rows("real"), rows("simulated", 1.05), rows("longer", 1.26)])
     text = markdown(compare(table), ["On a bench."])
     assert "On a bench." in text
     assert "## continuous at 80% of the saturation rate" in text
     (tpot,) = [line for line in text.splitlines() if line.startswith("| mean_tpot_ms")]
-    assert tpot.split("|")[3:6] == [" 3150 ", " +5.0% ", " MISSED, 3% "]
+    assert tpot.split("|")[3:8] == [" 3150 ", " +5.0% ", " MISSED, 3% ", "  ", " +20.0% "]
     (ttft,) = [line for line in text.splitlines() if line.startswith("| p90_ttft_ms")]
     assert "met, 7%" in ttft
 
@@ -89,7 +91,7 @@ def test_markdown_says_what_is_met():
     ],
 )
 def test_bars(figure, load, bar):
-    assert Difference("static", load, figure, 1.0, 1.0, 1.0).bar == bar
+    assert Difference("static", load, figure, 1.0, 1.0, 1.0, 1.0).bar == bar
 
 
 def test_the_picture_has_a_row_for_each_policy(tmp_path):

@@ -72,7 +72,7 @@ def test_graphs_are_captured_before_the_replays_and_not_in_them(rehearsed):
 def test_both_sides_serve_the_same_with_the_profiles_of_what_ran(rehearsed):
     table = pd.read_parquet(rehearsed.folder / "requests.parquet")
     assert set(table["policy"]) == {"continuous", "static", "bucketserve"}
-    assert set(table["side"]) == {"real", "simulated", "repeated"}
+    assert set(table["side"]) == {"real", "simulated", "repeated", "longer"}
     engines = list(yaml.safe_load_all((rehearsed.folder / "engine.yaml").read_text()))
     clusters = {e["policy"][0]["name"]: e["cluster"] for e in engines if e}
     names = {

@@ -42,7 +42,7 @@ def replayed(measured):
 def test_both_sides_hold_the_same_requests(replayed):
     folder, _, said = replayed
     table = pd.read_parquet(folder / "requests.parquet")
-    assert set(table["side"]) == {"real", "simulated", "repeated"}
+    assert set(table["side"]) == {"real", "simulated", "repeated", "longer"}
     for policy in ("continuous", "static", "bucketserve"):
         chosen = table[table["policy"] == policy]
         real, simulated = (chosen[chosen["side"] == side] for side in ("real", "simulated"))
