@@ -60,10 +60,11 @@ class PagedCache:
         self.values = [content[layer, 1] for layer in range(spec.layers)]
         columns = -(-self.max_tokens // block_size)
         entries = torch.arange((MAX_SEQUENCES + 1) * columns, dtype=torch.int32)
-        self._host_table = (entries % num_blocks).reshape(MAX_SEQUENCES + 1, columns)
-        self._host_table[TRASH_ROW] = num_blocks
-        self.table = self._host_table.to(device, copy=True)
-        self._stale: set[int] = set()
+        table = (entries % num_blocks).reshape(MAX_SEQUENCES + 1, columns)
+        table[TRASH_ROW] = num_blocks
+        self.table = table.to(device)
+        self._spare_entry = {TRASH_ROW * columns: num_blocks}
+        self._unwritten = dict(self._spare_entry)
         self._free_pages = list(range(num_blocks - 1, -1, -1))
         self._free_rows = list(range(MAX_SEQUENCES - 1, -1, -1))
         self._pages: dict[int, list[int]] = {}
@@ -101,10 +102,10 @@ class PagedCache:
             self._pages[sequence] = pages
         if needed <= 0:
             return
-        row, held = self._rows[sequence], len(pages)
-        pages.extend(self._free_pages.pop() for _ in range(needed))
-        self._host_table[row, held : held + needed] = torch.tensor(pages[held:], dtype=torch.int32)
-        self._stale.add(row)
+        first = self._rows[sequence] * self.table.shape[1] + len(pages)
+        taken = [self._free_pages.pop() for _ in range(needed)]
+        self._unwritten |= zip(range(first, first + needed), taken, strict=True)
+        pages += taken
 
     def release(self, sequence: int) -> None:
         """Give the pages of a sequence back."""
@@ -112,12 +113,15 @@ class PagedCache:
         self._free_rows.append(self._rows.pop(sequence))
 
     def refresh_table(self) -> None:
-        """Bring the device's copy of the page table up to date, before a step."""
-        if not self._stale:
-            return
-        rows = torch.tensor(sorted(self._stale))
-        self.table[rows.to(self.table.device)] = self._host_table[rows].to(self.table.device)
-        self._stale.clear()
+        """Bring the device's page table up to date, before a step.
+
+        An entry is written even if none is new: `measure` rewinds sequences, whose pages are there
+        already, and its steps are to cost the host what those of an engine do.
+        """
+        written = [list(self._unwritten), list(self._unwritten.values())]
+        entries, pages = torch.tensor(written, device=self.table.device)
+        self.table.view(-1)[entries] = pages.int()
+        self._unwritten = dict(self._spare_entry)
 
     def slots(self, rows: Tensor, positions: Tensor) -> Tensor:
         """Return the slots of tokens, given their table rows and positions (broadcast)."""

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import platform
 import resource
+from functools import cached_property
 from pathlib import Path
 from time import perf_counter
 from types import ModuleType
+from typing import Any
 
 import torch
 
@@ -153,12 +155,16 @@ class Device:
         if self._nvml is None:
             return None
         try:
-            # by UUID: CUDA_VISIBLE_DEVICES renumbers CUDA's devices, not NVML's
-            uuid = f"GPU-{torch.cuda.get_device_properties(self.torch_device).uuid}"
-            handle = self._nvml.nvmlDeviceGetHandleByUUID(uuid)
-            return float(getattr(self._nvml, query)(handle, *arguments))
+            return float(getattr(self._nvml, query)(self._nvml_handle, *arguments))
         except (self._nvml.NVMLError, AttributeError):
             return None
+
+    @cached_property
+    def _nvml_handle(self) -> Any:
+        """The GPU by its UUID: CUDA_VISIBLE_DEVICES renumbers CUDA's devices, not NVML's."""
+        assert self._nvml is not None
+        uuid = f"GPU-{torch.cuda.get_device_properties(self.torch_device).uuid}"
+        return self._nvml.nvmlDeviceGetHandleByUUID(uuid)
 
     def _driver(self) -> str | None:
         if self._nvml is None:

@@ -93,7 +93,8 @@ class Transformer:
         self.dtype, self.device = self._embed.dtype, self._embed.device
         frequencies = constants.rope_frequencies(spec.head_dim).to(self.device)
         angles = torch.arange(spec.max_length, device=self.device)[:, None] * frequencies
-        self._cos, self._sin = angles.cos().to(self.dtype), angles.sin().to(self.dtype)
+        cos, sin = angles.cos().to(self.dtype), angles.sin().to(self.dtype)
+        self._cos, self._sin = torch.cat([cos, cos], dim=-1), torch.cat([-sin, sin], dim=-1)
 
     @classmethod
     def random(cls, spec: Model, dtype: str, device: torch.device, seed: int = 0) -> Transformer:
@@ -160,10 +161,8 @@ class Transformer:
             q, k = torch.split(queries_keys, [spec.heads, spec.kv_heads], dim=1)
             queries_keys = torch.cat([layer.query_norm(q), layer.key_norm(k)], dim=1)
         if spec.positions == "rope":
-            first, second = queries_keys.chunk(2, dim=-1)
-            queries_keys = torch.cat(
-                [first * cos - second * sin, second * cos + first * sin], dim=-1
-            )
+            swapped = queries_keys.roll(spec.head_dim // 2, -1)  # its halves
+            queries_keys = torch.addcmul(queries_keys * cos, swapped, sin)
         q, k = torch.split(queries_keys, [spec.heads, spec.kv_heads], dim=1)
         return q, k, v
 

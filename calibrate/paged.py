@@ -24,6 +24,9 @@ PROGRAMS_PER_PROCESSOR = 4
 MAX_PARTS = 32
 """Parts of one sequence's keys at most."""
 
+DOUBLE_BUFFERED_BYTES = 256
+"""Largest key of a head whose tiles have two buffers: no GPU since 2020 has less room."""
+
 LOW = tl.constexpr(-1e30)
 """Highest score before any key: finite, so that parts without a key add zero, not nan."""
 
@@ -131,13 +134,23 @@ def paged_attention(
         q, keys, values, table, rows, lengths, spans, partial, most, total,
         dim**-0.5, table.shape[1],
         page_size=page, heads=heads, kv_heads=kv_heads, dim=dim,
-        query_rows=query_rows, tile=TILE, parts=parts, num_warps=4, num_stages=2,
+        query_rows=query_rows, tile=TILE, parts=parts, num_warps=4, num_stages=_stages(q),
     )  # fmt: skip
     _join_parts[(batch * heads,)](
         partial, most, total, out,
         dim=dim, parts=parts, parts_tile=triton.next_power_of_2(parts), num_warps=4,
     )  # fmt: skip
     return out
+
+
+def _stages(q: Tensor) -> int:
+    """Return how many stages of the loop overlap; for other types two buffers are too large.
+
+    Below five the compiler (Triton 3.6, for Hopper) gives keys and values one buffer each: a tile
+    waits for the page of the next and then for its keys. Two of each take 64 KiB of 16-bit heads
+    of 128.
+    """
+    return 5 if q.element_size() * q.shape[-1] <= DOUBLE_BUFFERED_BYTES else 2
 
 
 def _parts(programs: int, device: torch.device) -> int:

@@ -43,7 +43,10 @@ def test_the_kernel_compiles_to_machine_code_of_hopper(model, parts):
     rows = max(paged.MIN_QUERY_ROWS, triton.next_power_of_2(spec.heads // spec.kv_heads))
     tiles = {"page_size": 16, "query_rows": rows, "tile": paged.TILE, "parts": parts}
     join = {"dim": spec.head_dim, "parts": parts, "parts_tile": parts}
-    assert compiled(paged._attend_part, shape | tiles).asm["cubin"]
+    attend = compiled(paged._attend_part, shape | tiles)
+    assert attend.asm["cubin"]
+    tile = f"memdesc<2x{paged.TILE}x{spec.head_dim}xbf16"  # two buffers: loads overlap work
+    assert attend.asm["ttgir"].count(f"local_alloc : () -> !ttg.{tile}") == 2
     assert compiled(paged._join_parts, join).asm["cubin"]
 
 
@@ -54,6 +57,12 @@ def compiled(kernel, constants):
     names = kernel.arg_names
     signature = {n: "constexpr" if n in constants else TYPES[n] for n in names}
     values = {(names.index(name),): value for name, value in constants.items()}
-    source = ASTSource(kernel, signature=signature, constexprs=values)
+    aligned = {
+        (number,): [["tt.divisibility", 16]]  # as a launch finds them
+        for number, name in enumerate(names)
+        if signature[name].startswith("*") or name == "columns"
+    }
+    source = ASTSource(kernel, signature=signature, constexprs=values, attrs=aligned)
     hopper = GPUTarget("cuda", 90, 32)
-    return triton.compile(source, target=hopper, options={"num_warps": 4, "num_stages": 2})
+    stages = paged._stages(torch.empty(1, 128, dtype=torch.bfloat16))
+    return triton.compile(source, target=hopper, options={"num_warps": 4, "num_stages": stages})

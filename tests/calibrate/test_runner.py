@@ -126,6 +126,32 @@ def test_pages_are_held_once_and_given_back():
         PagedCache(SPEC, 0, 4, torch.float32, AT)
 
 
+def test_the_table_on_the_device_is_that_of_the_last_holders():
+    cache = PagedCache(SPEC, 4, 4, torch.float32, AT)
+    cache.hold(0, 8)
+    row = cache.row(0)
+    cache.release(0)
+    cache.hold(1, 4)  # in the row of one that left before a step
+    cache.hold(2, 12)
+    assert cache.row(1) == row
+    cache.refresh_table()
+    pages = cache.table[row, :1].tolist() + cache.table[cache.row(2), :3].tolist()
+    assert sorted(pages) == [0, 1, 2, 3]
+    held = cache.table.clone()
+    cache.refresh_table()
+    assert torch.equal(cache.table, held)
+    assert (cache.table[TRASH_ROW] == 4).all()
+
+
+def test_a_step_without_new_pages_writes_the_table_too():
+    """As one with them does: measured steps rewind sequences, and take no new pages."""
+    cache = PagedCache(SPEC, 4, 4, torch.float32, AT)
+    cache.refresh_table()
+    version = cache.table._version
+    cache.refresh_table()
+    assert cache.table._version > version
+
+
 def test_a_table_row_for_every_sequence():
     cache = PagedCache(SPEC, MAX_SEQUENCES + 1, 1, torch.float32, AT)
     for n in range(MAX_SEQUENCES):
