@@ -185,7 +185,7 @@ def fit_samples(
         update={
             "fitted_range": _fitted_range(usable),
             "held_out_error": held_out_error(judged),
-            "derivation": _derivation(terms, form, errors, frame.kernel),
+            "derivation": _derivation(terms, errors, frame.kernel),
             "notes": _notes(frame.name, judged),
         }
     )
@@ -291,7 +291,7 @@ def _fitted_range(samples: Sequence[Sample]) -> FittedRange:
     )
 
 
-def _derivation(terms: Terms, form: Form, errors: Mapping[Form, float], kernel: str) -> str:
+def _derivation(terms: Terms, errors: Mapping[Form, float], kernel: str) -> str:
     """Say how the coefficients came about, and what they lump."""
     shared, separate = (
         min(error for tried, error in errors.items() if tried.separate == own)
@@ -301,7 +301,10 @@ def _derivation(terms: Terms, form: Form, errors: Mapping[Form, float], kernel: 
     host = "Host from wall time minus device time"
     if not any(terms.host.model_dump().values()):
         host = "Host time cannot be told from device time and is inside the dense curve, too"
-    dense = "decode steps have a dense curve of their own" if form.separate else "one dense curve"
+    if terms.launch_ms:
+        host += "; launch_ms from the shortest steps with chunks"
+    own = terms.dense_decode is not None
+    dense = "decode steps have a dense curve of their own" if own else "one dense curve"
     attention = f", attention kernel {kernel}" if kernel else ""
     return (
         f"Whole forward passes{attention}, relative least squares phase by phase (calibrate/"

@@ -71,7 +71,13 @@ batch 1 measured at 1 and 16 cached tokens only, 2,047 were priced 14 times too 
 
 SHOWN_AT = 1.05
 """A host cost of prefill steps alone is kept when leaving it out makes the squares this much
-larger."""
+larger; a least time of steps with chunks, the errors."""
+
+LAUNCHED_TOKENS = 32
+"""Prompts of so few tokens in all show that least time, where there is one."""
+
+NEAR_LAUNCH = 1.1
+"""Steps of up to this many times the least time may last just that."""
 
 LUMPED = (
     "Whole forward passes cannot separate everything, so the constants of lm_head and of both "
@@ -141,16 +147,49 @@ class Rows:
 def fit_terms(samples: Sequence[Sample], form: Form) -> Terms:
     """Fit all terms to the samples of one path (padded or padding-free), which must be `ok`.
 
-    Fitted `ROUNDS` times; points that the last fit missed by far more than most count less, so
-    that a few disturbed measurements do not bend the curves (Huber's weights).
+    A least time of steps with chunks is kept when the shortest of them last longer than decodes,
+    which read the same weights, and leaving it out makes the errors larger.
     """
     host = fit_host(samples)
     rows = Rows.of(samples, by_device=host is not None)
-    for _ in range(ROUNDS):
-        terms = _fit_once(rows, form)
-        missed = np.abs(_predicted(terms, rows) / rows.y - 1.0)
-        rows = replace(rows, trust=_trust(missed, LEAST_BOUND))
+    terms = _fit_rounds(rows, form, 0.0)
+    launch = _shortest_with_chunks(rows)
+    if host is not None and launch > NEAR_LAUNCH * rows.y[rows.chunks == 0].min():
+        bound = _fit_rounds(rows, form, launch)
+        without, within = (float(np.sum(_missed(found, rows))) for found in (terms, bound))
+        if without > SHOWN_AT * within:
+            terms = bound
     return terms.model_copy(update={"host": host or HostTerm()})
+
+
+def _shortest_with_chunks(rows: Rows) -> float:
+    """Return how long steps of a few prompt tokens last, milliseconds; 0: none was measured."""
+    few = (rows.chunks > 0) & (rows.batch == 0) & (rows.tokens <= LAUNCHED_TOKENS)
+    return float(np.median(rows.y[few])) if few.any() else 0.0
+
+
+def _fit_rounds(rows: Rows, form: Form, launch: float) -> Terms:
+    """Fit all terms but the host's, given the least time of steps with chunks, milliseconds.
+
+    Fitted `ROUNDS` times; points that the last fit missed by far more than most count less, so
+    that a few disturbed measurements do not bend the curves (Huber's weights). Steps that last the
+    least time say nothing of the other terms.
+    """
+    for _ in range(ROUNDS):
+        told = (rows.chunks == 0) | (rows.y > NEAR_LAUNCH * launch)
+        terms = _fit_once(rows.where(told), form)
+        hidden = ~told & (_predicted(terms, rows) < launch)
+        if hidden.any():
+            launch = float(np.median(rows.y[hidden]))
+        terms = terms.model_copy(update={"launch_ms": _digits(launch)})
+        rows = replace(rows, trust=_trust(_missed(terms, rows), LEAST_BOUND))
+    return terms
+
+
+def _missed(terms: Terms, rows: Rows) -> Floats:
+    """Return by how much each step is missed, a fraction of it."""
+    missed: Floats = np.abs(_predicted(terms, rows) / rows.y - 1.0)
+    return missed
 
 
 def _trust(missed: Floats, least: float) -> Floats:
@@ -200,7 +239,8 @@ def _predicted(terms: Terms, rows: Rows) -> Floats:
     prefill = np.where(alone, 0.0, _prefill_price(terms.prefill_attention, rows))
     decode = _decode_price(terms.decode_attention, rows) * np.where(alone, 1.0, terms.gamma)
     price: Floats = dense + prefill + np.where(rows.batch > 0, decode, 0.0)
-    return price
+    least = np.where(alone, 0.0, terms.launch_ms)
+    return np.maximum(price, least)
 
 
 def fit_host(samples: Sequence[Sample]) -> HostTerm | None:

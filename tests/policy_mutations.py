@@ -228,6 +228,13 @@ POLICIES = (
         (ACCEPTANCE_UNIT,),
     ),
     Mutation(
+        "starting the kernels of a step takes no host time beside",
+        "sim/costs/model.py",
+        "total = max(total, self._launch_fs + self._host.of(rows, True, new + kv))",
+        "total = max(total, self._launch_fs)",
+        ("tests/unit/test_costs_model.py",),
+    ),
+    Mutation(
         "the model's own row of a verification is free",
         "sim/costs/model.py",
         "piece = self._build_pieces(batch, batch * (drafts + 1))",

@@ -80,11 +80,11 @@ def step_ms(cost: StepCost, example: Example) -> float:
 def parts_of(profile: Profile, example: Example) -> Parts:
     """Return what each term takes of a step: the difference it makes when the others are there.
 
-    The floor of a step (`min_step_ms`) counts as host.
+    What a floor adds (`min_step_ms`, `launch_ms`) counts as host.
     """
     model = model_named(profile.model)
     whole = step_ms(StepCost(profile, model), example)
-    ms, terms = {}, profile.terms
+    ms, terms = {}, profile.terms.model_copy(update={"launch_ms": 0.0})
     for name in TERMS:
         less = _without(terms, name)
         after = step_ms(_cost(profile, less, model), example)

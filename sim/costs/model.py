@@ -52,6 +52,7 @@ class StepCost(CostModel):
         self._prefill = _prefill(terms, layers)
         self._rows = _decode_rows(terms.decode_attention, layers)
         self._mixed_rows = _decode_rows(terms.decode_attention, layers * terms.gamma)
+        self._launch_fs = _fs(terms.launch_ms)
         self._floor_fs = max(1, to_fs(min_step_s), _fs(terms.host.min_step_ms))
         fitted = profile.fitted_range
         self._tokens_low, self._tokens_high = fitted.step_tokens or (0, FOREVER)
@@ -110,6 +111,8 @@ class StepCost(CostModel):
             if mixed is None:
                 mixed = self._mixed[batch] = self._mixed_rows.row(batch)
             total += mixed.base + mixed.seq * batch + mixed.kv * kv
+        if self._launch_fs:
+            total = max(total, self._launch_fs + self._host.of(rows, True, new + kv))
         return total if total > self._floor_fs else self._floor_fs
 
     def verify_step(
@@ -123,9 +126,11 @@ class StepCost(CostModel):
         tokens = new + batch * (drafts + 1)
         rows = chunks + batch * (drafts + 1)
         total = self._token_fs.get(tokens) or self._dense_fs(tokens)
-        total += _fs(self._lm_head.at(rows)) + self._host.of(chunks + batch, True, new + kv)
+        host = self._host.of(chunks + batch, True, new + kv)
+        total += _fs(self._lm_head.at(rows)) + host
         total += self._prefill.of(chunks, context, new, quad)
         total += self._mixed_rows.row(batch).of(batch, kv)
+        total = max(total, self._launch_fs + host)
         return total if total > self._floor_fs else self._floor_fs
 
     def _dense_fs(self, tokens: N) -> int:

@@ -133,6 +133,10 @@ class Terms(_Frozen):
     decode_attention: tuple[AttentionRow, ...] = Field(min_length=1)
     gamma: float = Field(GAMMA_WITHOUT_FIT, ge=1, description="decode attention beside a chunk")
     allreduce: AllreduceTerm | None = None
+    launch_ms: float = Field(
+        0.0, ge=0, description="least device time of a step with a chunk: no graph runs it, and "
+        "the host starts its kernels one by one",
+    )  # fmt: skip
 
     @model_validator(mode="after")
     def _check(self) -> Terms:

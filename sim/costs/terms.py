@@ -1,12 +1,13 @@
 """The terms of one step's latency (`spec/costs.md` section 1), each a small pure object.
 
-    t_step = host + g(T) + h(S)
+    t_step = host + max(launch, g(T) + h(S)
            + layers * [ pre(n, sum(l+p), sum(l), sum(l*(l+2p))) + m * dec(B, K) ]
-           + 2 * layers * allreduce(T * hidden * bytes)
+           + 2 * layers * allreduce(T * hidden * bytes))
 
 for n chunks (l_i new tokens, p_i cached before) and B decodes that hold K cached tokens;
 S = n + B rows need logits, T = sum(l) + B tokens pass the dense layers; m = 1 in a step without a
-chunk, else gamma. g, h and allreduce are `Curve`s.
+chunk, else gamma; launch is 0 in a step without a chunk, which a graph runs, else the time the host
+takes to start the kernels. g, h and allreduce are `Curve`s.
 
 The objects know no unit: a result has the unit of the coefficients. `StepCost` gives them integer
 femtoseconds, so attention terms are exact integers.

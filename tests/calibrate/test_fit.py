@@ -124,6 +124,17 @@ def test_host_is_wall_minus_device():
     assert host.prefill_step_ms == 0.0
 
 
+@pytest.mark.parametrize("padded", [False, True])
+def test_the_least_time_of_steps_with_chunks_comes_back(padded):
+    truth = {**TERMS, "launch_ms": 12.0}
+    report = fit_samples(measured(truth, grid(padded)), ABOUT, padded)
+    assert report.profile.terms.launch_ms == pytest.approx(12.0, rel=0.01)
+    errors = evaluate(fitted_cost(report), measured(truth, other_grid(padded)))
+    assert max(error.p95_abs_frac for error in errors.values()) < 0.02
+    without = fit_samples(measured(TERMS, grid(padded)), ABOUT, padded)
+    assert without.profile.terms.launch_ms == 0.0
+
+
 def test_few_steps_that_keep_the_host_much_longer_do_not_hide_it():
     """As layouts of very long prefixes did."""
     samples = measured(TERMS, grid())

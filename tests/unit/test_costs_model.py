@@ -155,6 +155,26 @@ def test_floor_of_the_profile():
     assert (piece.base_fs, piece.next) == (12 * MS, None)
 
 
+def test_least_time_of_steps_whose_kernels_are_started_one_by_one():
+    terms = {
+        "layers": 1,
+        "host": {"step_ms": 1.0, "prefill_step_ms": 0.5, "seq_ms": 0.25},
+        "dense": {"lines": [{"base_ms": 2.0, "token_ms": 0.125}]},
+        "decode_attention": [{"kv_token_ms": 0.03125}],
+        "gamma": 2.0,
+        "launch_ms": 6.0,
+    }
+    cost = step_cost(terms)
+    assert cost.decode(4).at(0) == 4.5 * MS  # a graph: 1 + 4 * 0.25 + 2 + 4 * 0.125
+    assert cost.step(1, 8, 8, 64, 0, 0) == 7.75 * MS  # 3 on the device: 6; host 1 + 0.5 + 0.25
+    assert cost.step(1, 32, 32, 1024, 0, 0) == 7.75 * MS  # 6 on the device
+    assert cost.step(1, 40, 40, 1600, 0, 0) == 8.75 * MS  # 7
+    assert cost.step(1, 7, 7, 49, 1, 16) == 8.0 * MS  # 3 + 2 * 16/32 = 4 on the device
+    assert cost.step(1, 7, 7, 49, 1, 80) == 10.0 * MS  # 3 + 2 * 80/32 = 8
+    assert cost.verify_step(1, 4, 4, 16, 1, 16, 3) == 8.0 * MS  # likewise, of 8 tokens
+    assert cost.verify_step(1, 4, 4, 16, 1, 80, 3) == 10.0 * MS
+
+
 def test_two_dense_curves():
     terms = {
         "layers": 1,
