@@ -16,11 +16,11 @@ REAL, SIMULATED, REPEATED, LONGER = "real", "simulated", "repeated", "longer"
 LONGER_FRAC = 0.01
 """By which the steps of the simulated run `LONGER` are longer."""
 
-COLUMNS = (
+ABOUT_COLUMNS = (
     "Error: simulated / real - 1. Real again: the real run repeated, against the first. "
     f"+{LONGER_FRAC:.0%}: what the simulated figure does when every step is longer by "
     f"{LONGER_FRAC:.0%} of the mean step; an error of that size is no more than an error of the "
-    f"steps by {LONGER_FRAC:.0%}.",
+    f"steps by {LONGER_FRAC:.0%}."
 )
 
 MEAN_BAR, TAIL_BAR, OVER_BAR = 0.03, 0.07, 0.05
@@ -127,7 +127,7 @@ def compare(table: pd.DataFrame) -> list[Difference]:
 
 def markdown(found: Sequence[Difference], about: Sequence[str]) -> str:
     """Return `diff.md`: what was replayed, then one table per policy and load."""
-    lines = ["# Real against simulated", "", *about, "", *COLUMNS]
+    lines = ["# Real against simulated", "", *about, "", ABOUT_COLUMNS]
     case = None
     for row in found:
         if (row.policy, row.load) != case:

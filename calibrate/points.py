@@ -297,7 +297,7 @@ def _decode(limits: Limits, padded: bool) -> Iterator[Point]:
         contexts = _contexts(limits, count)
         for context in contexts:
             yield Point("decode", padded, decodes=(context,) * count)
-        for longest in contexts[:-3:-1]:
+        for longest in contexts[-2:]:
             if count > 1 and longest > 2 * SHORTEST:
                 yield Point("decode", padded, decodes=ladder(longest, SHORTEST, count, RUNGS))
 

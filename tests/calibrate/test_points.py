@@ -115,6 +115,11 @@ def test_both_paths_measure_the_same_unequal_prompts():
     assert packed == {p.lengths for p in unequal if p.padded}
 
 
+def test_decodes_of_unequal_contexts_reach_two_lengths():
+    points = [p for p in grid(LARGE, (False,)) if p.phase == "decode" and p.batch == 64]
+    assert sorted(max(p.decodes) for p in points if len(set(p.decodes)) > 1) == [1024, 2239]
+
+
 def test_paths_are_chosen():
     assert {point.padded for point in grid(TINY, (False,))} == {False}
     assert {point.padded for point in grid(TINY, (True,))} == {True}

@@ -49,6 +49,8 @@ def test_both_sides_hold_the_same_requests(replayed):
         assert len(real) >= 2
         assert same_requests(real, simulated)
         assert (real["finish_s"] > real["arrival_s"]).all()
+        longer = chosen[chosen["side"] == "longer"]
+        assert longer["finish_s"].max() > simulated["finish_s"].max()
     assert len(said) == 3
 
 

@@ -41,6 +41,17 @@ def test_every_part_is_its_own():
     assert mixed.ms["decode attention"] == pytest.approx(gamma * decode.ms["decode attention"])
 
 
+def test_what_starting_the_kernels_adds_is_the_hosts():
+    profile = find_profile("llama-3.1-8b", "rtx-pro-6000", 2)
+    bound = profile.terms.model_copy(update={"launch_ms": 1000.0})
+    prompt = next(each for each in examples_of(profile) if each.prompt_tokens)
+    free = parts_of(profile, prompt)
+    parts = parts_of(profile.model_copy(update={"terms": bound}), prompt)
+    assert parts.total_ms == pytest.approx(1000 + free.ms["host"])
+    for name in ("dense", "prefill attention", "all-reduce"):
+        assert parts.ms[name] == free.ms[name]
+
+
 def test_profiles_shows_terms_errors_and_a_picture(tmp_path, capsys):
     picture = tmp_path / "p.png"
     assert main(["profiles", NAMES[0], "--picture", str(picture)]) == 0
